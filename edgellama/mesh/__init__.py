@@ -1,0 +1,1 @@
+"""Membership, epochs, sessions and requests, as values with time as an argument."""

@@ -1,0 +1,1 @@
+"""Sockets, mDNS, files, threads, and the facts of this machine."""

@@ -1,0 +1,1 @@
+"""Virtual clock, simulated network and checkers, shipped for whoever tests against edgellama."""

@@ -1,0 +1,156 @@
+"""The nouns that every floor shares: frozen, small, without behaviour that needs a library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+NodeId = str
+"""32 lower-case hexadecimal digits (128 bits), made once for a device and kept on its disk."""
+
+NODE_ID_DIGITS = 32
+
+
+class Address(NamedTuple):
+    """Where a peer's datagrams go: an IPv4 address in dotted form and a UDP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Span(NamedTuple):
+    """The layers ``first`` up to, and without, ``past``."""
+
+    first: int
+    past: int
+
+    @property
+    def count(self) -> int:
+        """How many layers the span holds."""
+        return self.past - self.first
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a planner and a person need to know of a model; every node derives the same.
+
+    ``layer_bytes[l]`` counts layer ``l``'s weights in packed form, ``home_bytes`` the embedding,
+    the output norm and the head (tied ones once). ``kv_bytes_per_token`` is one layer's keys and
+    values for one position, ``scratch_bytes`` a stage's working memory at its largest step.
+    """
+
+    root: str  # hexadecimal root hash of the manifest: the model's identity
+    name: str
+    file_bytes: int
+    width: int
+    context_max: int
+    layer_bytes: tuple[int, ...]
+    home_bytes: int
+    kv_bytes_per_token: int
+    scratch_bytes: int
+
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self.layer_bytes)
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the planner knows of one device."""
+
+    node: NodeId
+    name: str
+    ram_bytes: int  # offered to the model: weights, KV cache and scratch
+
+
+@dataclass(frozen=True)
+class StagePlacement:
+    """A device and the span of layers that it computes."""
+
+    node: NodeId
+    span: Span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which device holds which span, in the order of the ring; the first stage is home.
+
+    Home also holds the embedding, the head and the sampler. ``context`` positions of KV cache
+    are kept for each of ``sessions_max`` sessions.
+    """
+
+    epoch: int
+    leader: NodeId
+    model_root: str
+    context: int
+    sessions_max: int
+    stages: tuple[StagePlacement, ...]
+
+    @property
+    def home(self) -> NodeId:
+        """The node with the embedding, the head and the sampler."""
+        return self.stages[0].node
+
+    def stage_of(self, node: NodeId) -> int | None:
+        """Return the index of the node's stage, or None when it holds no layers."""
+        for index, placement in enumerate(self.stages):
+            if placement.node == node:
+                return index
+        return None
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen from the logits; temperature 0 is greedy.
+
+    The draw for a position depends on ``seed`` and the position alone.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: no limit
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_window: int = 64  # how many of the last tokens the penalty looks at
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LinkCounters:
+    """What has gone over one link, or over several added up."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+    packets_retransmitted: int = 0
+
+    def __add__(self, other: LinkCounters) -> LinkCounters:
+        return LinkCounters(
+            self.bytes_sent + other.bytes_sent,
+            self.bytes_received + other.bytes_received,
+            self.packets_sent + other.packets_sent,
+            self.packets_received + other.packets_received,
+            self.packets_retransmitted + other.packets_retransmitted,
+        )
+
+    def __sub__(self, other: LinkCounters) -> LinkCounters:
+        return LinkCounters(
+            self.bytes_sent - other.bytes_sent,
+            self.bytes_received - other.bytes_received,
+            self.packets_sent - other.packets_sent,
+            self.packets_received - other.packets_received,
+            self.packets_retransmitted - other.packets_retransmitted,
+        )
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which node computed which layers of an answer."""
+
+    node: NodeId
+    span: Span = field(default=Span(0, 0))
