@@ -1,0 +1,80 @@
+"""The model that the end-to-end tests split, and the text that one device alone gives for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hosts import Host, Mesh
+from network import Bridge, Loopback, Network, Place, no_bridge_because
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HERE = Path(__file__).parent
+SHARED_MODEL = HERE.parents[2] / "shared" / "models" / "stories260K.gguf"
+DEMO_FOLDER = HERE.parents[1] / "edgellama" / "demo"
+
+PROMPT = "Once upon a time"
+GREEDY = ("-n", 40, "--temperature", 0)
+SAMPLED = ("-n", 40, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7)
+
+# A whole run compiles each kernel once: hosts share the cache, as two programs on one device do.
+os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.end_to_end)
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Return the trained model beside the checkout, else the demo model of the package."""
+    if SHARED_MODEL.exists():
+        return SHARED_MODEL
+    return next(DEMO_FOLDER.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """Return a device that is in no mesh."""
+    return Host(Place("127.0.0.1", None, ()), tmp_path_factory.mktemp("alone") / "host")
+
+
+@pytest.fixture(scope="session")
+def expected(alone: Host, model: Path) -> Callable[..., dict[str, Any]]:
+    """Return what one device alone answers, by sampling options; each asked once."""
+    answers: dict[tuple[object, ...], dict[str, Any]] = {}
+
+    def answer(*options: object) -> dict[str, Any]:
+        if options not in answers:
+            answers[options] = alone.run("ask", "--model", model, "--json", *options, PROMPT).json
+        return answers[options]
+
+    answer(*GREEDY)  # compiles the kernels once, before several hosts would do it side by side
+    return answer
+
+
+def best_network(default_route: bool = True) -> Network:
+    """Return namespaces where they can be had, else loopback."""
+    return Loopback() if no_bridge_because() else Bridge(default_route)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path, expected: object) -> Iterator[Mesh]:
+    """Return an empty mesh on the best network there is here."""
+    with Mesh(best_network(), tmp_path / "mesh") as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def loopback_mesh(tmp_path: Path, expected: object) -> Iterator[Mesh]:
+    """Return an empty mesh on loopback, addresses given by hand."""
+    with Mesh(Loopback(), tmp_path / "mesh") as mesh:
+        yield mesh

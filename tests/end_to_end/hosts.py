@@ -1,0 +1,224 @@
+"""Real ``edgellama`` processes on hosts of a test network, and what they say.
+
+``Mesh`` starts ``join`` on hosts, waits on ``status --json`` until they are ready, asks, and ends
+everything. Every wait is bounded; a failure shows the last status and each process's own lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from network import MemoryGroup, Network, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+COMMAND = (sys.executable, "-m", "edgellama")
+KEY = "end-to-end"
+READY_WITHIN_S = 150  # kernels compile, weights travel; on two cores shared by three nodes
+ANSWER_WITHIN_S = 180
+LEAVE_WITHIN_S = 20
+
+Status = dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What a command that ended has said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        assert self.code == 0, self
+        return json.loads(self.stdout)
+
+    def refuses(self, code: int, *words: str) -> None:
+        """Check that this is one clear line on stderr, with these words, and this exit code."""
+        assert "Traceback" not in self.stderr, self.stderr
+        assert self.code == code, self
+        assert self.stdout == ""
+        message = self.stderr.strip().splitlines()[-1]
+        for word in words:
+            assert word in message, f"{word!r} is not in {message!r}"
+
+
+class Host:
+    """One device: a place on the network, a state folder, and at most one ``join``."""
+
+    def __init__(self, place: Place, folder: Path, memory: MemoryGroup | None = None) -> None:
+        self.place = place
+        self.folder = folder
+        self.memory = memory
+        self.joined: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+        folder.mkdir(parents=True)
+
+    def environment(self, changes: Mapping[str, str] | None = None) -> dict[str, str]:
+        own = {"EDGELLAMA_HOME": str(self.folder / "home"), "EDGELLAMA_KEY": KEY}
+        plain = {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "TERM": "dumb"}
+        return {**os.environ, **plain, **own, **(changes or {})}
+
+    def _command(self, arguments: Sequence[object]) -> list[str]:
+        limit = self.memory.entry if self.memory else ()
+        return [*limit, *self.place.entry, *COMMAND, *map(str, arguments)]
+
+    def run(
+        self, *arguments: object, stdin: str = "", environment: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Run a command to its end; a traceback is a failure whatever the test looks for."""
+        done = subprocess.run(
+            self._command(arguments),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_WITHIN_S,
+            env=self.environment(environment),
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def join(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
+        """Start ``join`` and return at once."""
+        assert self.joined is None
+        self._starts += 1
+        with (
+            self.log("stdout").open("wb") as stdout,
+            self.log("stderr").open("wb") as stderr,
+        ):
+            self.joined = subprocess.Popen(
+                self._command(["join", *arguments]),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=self.environment(environment),
+                start_new_session=True,  # Ctrl-C in the terminal of the tests is not for the hosts
+            )
+
+    def log(self, stream: str) -> Path:
+        """Where the stream of the last ``join`` goes."""
+        return self.folder / f"join-{self._starts}.{stream}"
+
+    def said(self) -> str:
+        """Return all that the last ``join`` has printed so far."""
+        return "".join(
+            self.log(stream).read_text(errors="replace") for stream in ("stdout", "stderr")
+        )
+
+    def leave(self, number: int = signal.SIGTERM) -> Outcome:
+        """Send the signal and wait for the end."""
+        assert self.joined is not None
+        self.joined.send_signal(number)
+        return self.ended(LEAVE_WITHIN_S)
+
+    def ended(self, within_s: float) -> Outcome:
+        """Wait until ``join`` has ended by itself."""
+        assert self.joined is not None
+        try:
+            code = self.joined.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"join does not end; it said:\n{self.said()}") from None
+        self.joined = None
+        stdout, stderr = (self.log(stream).read_text() for stream in ("stdout", "stderr"))
+        assert "Traceback" not in stderr, stderr
+        return Outcome(code, stdout, stderr)
+
+    def kill(self) -> None:
+        """End ``join`` at once, if it runs, and lift the memory limit."""
+        if self.joined is not None:
+            self.joined.kill()
+            self.joined.wait()
+            self.joined = None
+        if self.memory is not None:
+            self.memory.close()
+
+    def peak_resident_bytes(self) -> int:
+        """Return the largest resident memory of the running ``join`` so far."""
+        assert self.joined is not None
+        lines = Path(f"/proc/{self.joined.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+class Mesh:
+    """Hosts on one network that belong together; a context that ends all of it."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        self.network = network
+        self.folder = folder
+        self.hosts: list[Host] = []
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.hosts:
+            host.kill()
+        self.network.close()
+
+    def host(self, memory_bytes: int | None = None) -> Host:
+        """Return a new host that has not joined."""
+        memory = None if memory_bytes is None else MemoryGroup(memory_bytes)
+        host = Host(self.network.add_host(), self.folder / f"host{len(self.hosts) + 1}", memory)
+        self.hosts.append(host)
+        return host
+
+    def at(self, host: Host) -> list[str]:
+        """Return the options that place a ``join`` where multicast does not do it."""
+        if self.network.discovers:
+            return []
+        own = ["--listen", host.place.address, "--port", str(host.place.port), "--no-mdns"]
+        return own + ([] if host is self.hosts[0] else self.towards())
+
+    def towards(self) -> list[str]:
+        """Return the options with which a guest finds the mesh where multicast does not do it."""
+        first = self.hosts[0].place
+        return [] if self.network.discovers else ["--peer", f"{first.address}:{first.port}"]
+
+    def join(self, *arguments: object, memory_bytes: int | None = None) -> Host:
+        """Return a new host on which ``join`` has been started."""
+        host = self.host(memory_bytes)
+        host.join(*self.at(host), *arguments)
+        return host
+
+    def ask(self, host: Host, prompt: str, *options: object, stdin: str = "") -> Outcome:
+        """Ask on a host, be it a member or a guest."""
+        return host.run("ask", *self.towards(), *options, prompt, stdin=stdin)
+
+    def status(self, host: Host) -> Outcome:
+        """Run ``status --json`` on a host."""
+        return host.run("status", "--json", *self.towards())
+
+    def wait(
+        self, host: Host, holds: Callable[[Status], bool], within_s: float = READY_WITHIN_S
+    ) -> Status:
+        """Poll the status until the condition holds; say all there is to say when it never does."""
+        deadline = time.monotonic() + within_s
+        while True:
+            last = self.status(host)
+            if last.code == 0 and holds(last.json):
+                return last.json  # type: ignore[no-any-return]
+            dead = [member for member in self.hosts if member.joined and member.joined.poll()]
+            if dead or time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{'a join died' if dead else 'not in time'}\n{self.story(last)}"
+                )
+            time.sleep(0.5)
+
+    def wait_ready(self, host: Host, nodes: int) -> Status:
+        """Wait until the mesh is ready with this many nodes."""
+        return self.wait(host, lambda status: status["ready"] and len(status["nodes"]) == nodes)
+
+    def story(self, last: Outcome) -> str:
+        """Return what a person needs to understand a failure."""
+        logs = [f"--- {host.folder.name} said\n{host.said()}" for host in self.hosts if host.joined]
+        return "\n".join([f"--- the last status: {last}", *logs])

@@ -1,0 +1,101 @@
+"""Devices leave on a signal, come back with what they kept, and compute without numba."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import GREEDY, PROMPT
+from network import no_bridge_because, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hosts import Host, Mesh
+
+Expected = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_before_there_is_a_mesh(mesh: Mesh, number: int) -> None:
+    host = mesh.join("--ram", "300M")
+    mesh.wait(host, lambda status: len(status["nodes"]) == 1)
+    assert host.leave(number).code == 0
+
+
+def test_those_who_stay_answer_on(mesh: Mesh, model: Path, expected: Expected) -> None:
+    """A device that says goodbye is missed at once, and its layers are placed anew."""
+    mesh.join("--model", model, "--ram", "600M")
+    second, third = mesh.join("--ram", "500M"), mesh.join("--ram", "400M")
+    guest = mesh.host()
+    before = mesh.wait_ready(guest, 3)
+    assert third.leave(signal.SIGINT).code == 0
+    after = mesh.wait_ready(guest, 2)
+    assert after["epoch"] > before["epoch"]
+    assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]
+    assert second.leave(signal.SIGTERM).code == 0
+
+
+def received_bytes(host: Host) -> int:
+    """Return how much has come in over the host's eth0."""
+    name = host.place.entry[1].rpartition("/")[2]
+    (interface,) = json.loads(run(f"ip -s -j -n {name} link show eth0"))
+    return int(interface["stats64"]["rx"]["bytes"])
+
+
+def test_weights_are_fetched_once(mesh: Mesh, model: Path, expected: Expected) -> None:
+    """The second start finds the layers in the store; far fewer bytes than weights come in."""
+    if reason := no_bridge_because():
+        pytest.skip(f"bytes are counted at a namespace's interface: {reason}")
+    mesh.join("--model", model, "--ram", "500M")
+    second, guest = mesh.host(), mesh.host()
+    fetched: list[int] = []
+    for _ in range(2):
+        before = received_bytes(second)
+        second.join("--ram", "500M")
+        mesh.wait_ready(guest, 2)
+        fetched.append(received_bytes(second) - before)
+        assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]
+        assert second.leave().code == 0
+        mesh.wait_ready(guest, 1)
+    assert fetched[0] > model.stat().st_size // 4
+    assert fetched[1] < model.stat().st_size // 16
+
+
+@pytest.fixture
+def without_numba(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a device on which numba cannot be imported."""
+    block = "import sys\nsys.modules['numba'] = None\n"
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(block)
+    return {"PYTHONPATH": str(tmp_path / "blocked")}
+
+
+def test_without_numba_alone(
+    alone: Host, model: Path, expected: Expected, without_numba: dict[str, str]
+) -> None:
+    arguments = ("ask", "--model", model, "--json", *GREEDY, PROMPT)
+    answer = alone.run(*arguments, environment=without_numba).json
+    assert answer["tokens"] == expected(*GREEDY)["tokens"]
+
+
+def test_without_numba_beside_numba(
+    mesh: Mesh, model: Path, expected: Expected, without_numba: dict[str, str]
+) -> None:
+    mesh.join("--model", model, "--ram", "500M", "--backend", "numba")
+    host, guest = mesh.host(), mesh.host()
+    host.join(*mesh.at(host), "--ram", "500M", "--backend", "numpy", environment=without_numba)
+    status = mesh.wait_ready(guest, 2)
+    assert {node["backend"] for node in status["nodes"]} == {"numba", "numpy"}
+    answer = mesh.ask(guest, PROMPT, "--json", *GREEDY).json
+    assert answer["tokens"] == expected(*GREEDY)["tokens"]
+    assert len({stage["node"] for stage in answer["route"]}) == 2
+
+
+def test_numba_asked_for_and_missing(mesh: Mesh, without_numba: dict[str, str]) -> None:
+    host = mesh.host()
+    host.join(*mesh.at(host), "--backend", "numba", environment=without_numba)
+    host.ended(30).refuses(1, "numba")
