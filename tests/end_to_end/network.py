@@ -92,7 +92,8 @@ class Bridge:
     def lose(self, per_mille: int) -> None:
         """From now on every host drops this share of what comes in over eth0, at random."""
         rule = f'iifname "eth0" numgen random mod 1000 < {per_mille} drop'
-        table = f"table inet loss {{\n chain input {{\n type filter hook input priority 0\n {rule}\n}}\n}}\n"
+        chain = f"chain input {{\n type filter hook input priority 0\n {rule}\n }}\n"
+        table = f"table inet loss {{\n {chain} }}\n"
         for name in self.hosts:
             run(f"ip netns exec {name} nft -f -", input=table)
 

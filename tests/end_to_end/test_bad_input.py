@@ -87,11 +87,10 @@ FILES = [
     (foreign, 1, "mamba"),
     (odd_type, 1, "Q6_K"),
 ]
+COMMANDS = ["ask --model {} hello", "plan --model {} --ram 1G", "join --model {}"]
 
 
-@pytest.mark.parametrize(
-    "command", ["ask --model {} hello", "plan --model {} --ram 1G", "join --model {}"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("make", "code", "word"), FILES, ids=[row[0].__name__ for row in FILES])
 def test_model_files(
     alone: Host,
