@@ -1,1 +1,56 @@
 """Kernels for quantized transformers on a CPU: NumPy reference and numba, the same bits."""
+
+from __future__ import annotations
+
+from edgellama_kernels.interface import (
+    BackendUnavailable,
+    CacheLayer,
+    HiddenRows,
+    Kernels,
+    NonFinite,
+    Rows,
+    allocate_cache_layer,
+)
+from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, WeightKind, packed_bytes
+from edgellama_kernels.reference import exponential
+
+__all__ = [
+    "LAYOUT_VERSION",
+    "BackendUnavailable",
+    "CacheLayer",
+    "HiddenRows",
+    "Kernels",
+    "NonFinite",
+    "PackedMatrix",
+    "Rows",
+    "WeightKind",
+    "allocate_cache_layer",
+    "exponential",
+    "load",
+    "packed_bytes",
+]
+
+THREADS_MAX = 64  # more threads than any device here has cores; a bound, not a recommendation
+
+
+def load(backend: str = "auto", threads: int = 1) -> Kernels:
+    """Return the kernels: "numpy", "numba", or "auto" for numba where it can be imported.
+
+    ``threads`` counts the caller's own. The NumPy backend computes in the caller's thread alone.
+    Raises BackendUnavailable when numba is asked for and missing.
+    """
+    if backend not in ("auto", "numba", "numpy"):
+        raise ValueError(f"no kernels named {backend!r}: choose auto, numba or numpy")
+    if not 1 <= threads <= THREADS_MAX:
+        raise ValueError(f"kernels run on 1 to {THREADS_MAX} threads, not {threads}")
+    if backend != "numpy":
+        try:
+            from edgellama_kernels.compiled import CompiledKernels
+        except (ImportError, OSError) as error:  # OSError: llvmlite's library does not load
+            if backend == "numba":
+                raise BackendUnavailable(f"the numba kernels cannot run here: {error}") from error
+        else:
+            return CompiledKernels(threads)
+    from edgellama_kernels.reference import ReferenceKernels
+
+    return ReferenceKernels()

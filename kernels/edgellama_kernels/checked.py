@@ -1,0 +1,170 @@
+"""The verbs of a backend with their checks: shapes may come from a damaged file or a peer.
+
+A backend computes in the underscored methods, which may rely on what is checked here: float32 in
+C order, shapes that fit, positions inside the cache.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellama_kernels.interface import (
+    ROW_EXPONENT_MAX,
+    CacheLayer,
+    Float32,
+    HiddenRows,
+    NonFinite,
+    QuantizedBlocks,
+    Rows,
+)
+from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def fitting(x: Float32, what: str, *shape: int | None) -> Float32:
+    """Return x in C order if it is float32 of this shape (None: any size), or raise ValueError."""
+    if x.dtype != np.float32 or len(x.shape) != len(shape):
+        raise ValueError(f"{what} must be float32 with {len(shape)} dimensions")
+    for size, expected in zip(x.shape, shape, strict=True):
+        if expected is not None and size != expected:
+            raise ValueError(f"{what} has shape {x.shape}, expected {shape}")
+    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+
+
+class CheckedKernels(abc.ABC):
+    """Checks of shapes and bounds in front of a backend's arithmetic."""
+
+    name: str
+    threads: int
+    cache_note: str | None = None
+
+    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
+        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
+        return self._shrink(matrix.dequantized_rows(token_ids))
+
+    def expand(self, hidden: HiddenRows) -> Float32:
+        """Return hidden rows as float32 [T, width]; raises NonFinite."""
+        halves, exponents = hidden
+        if halves.dtype != np.uint16 or exponents.dtype != np.uint8 or halves.ndim != 2:
+            raise ValueError("hidden rows are uint16 [T, width] and uint8 [T]")
+        if exponents.shape != halves.shape[:1]:
+            raise ValueError("hidden rows need one exponent a row")
+        if exponents.size and exponents.max() > ROW_EXPONENT_MAX:
+            raise NonFinite("a hidden row is scaled beyond every finite number")
+        return self._expand(np.ascontiguousarray(halves), np.ascontiguousarray(exponents))
+
+    def shrink(self, x: Float32) -> HiddenRows:
+        """Round x [T, n] to hidden rows (rule 8); raises NonFinite."""
+        return self._shrink(fitting(x, "a hidden state", None, None))
+
+    def rms_norm(self, x: Float32, weight: Float32, epsilon: float) -> Float32:
+        """Normalise each row of x [T, n] and weigh it with ``weight`` [n] (rule 3)."""
+        x = fitting(x, "the input of a norm", None, None)
+        weight = fitting(weight, "the weights of a norm", x.shape[1])
+        return self._rms_norm(x, weight, np.float32(epsilon))
+
+    def prepare(self, x: Float32) -> Rows:
+        """Make x [T, K] ready for matmuls with any kind of weights."""
+        return Rows(fitting(x, "the input of a matmul", None, None))
+
+    def matmul(self, matrix: PackedMatrix, rows: Rows, residual: Float32 | None = None) -> Float32:
+        """Return W x, float32 [T, matrix.rows], plus ``residual`` (rule 1)."""
+        tokens, columns = rows.values.shape
+        if columns != matrix.columns:
+            raise ValueError(f"{columns} activations do not fit {matrix.columns} columns")
+        if residual is not None:
+            residual = fitting(residual, "a residual", tokens, matrix.rows)
+        if not matrix.kind.quantized:
+            return self._matmul_float(matrix, rows.values, residual)
+        if rows.blocks is None:
+            rows.blocks = self._quantize(rows.values)
+        return self._matmul_blocks(matrix, rows.blocks, residual)
+
+    def quantize(self, x: Float32) -> QuantizedBlocks:
+        """Quantise x [T, K] in blocks of 32 columns (rule 2); raises NonFinite."""
+        x = fitting(x, "the input of a matmul", None, None)
+        if x.shape[1] % BLOCK_COLUMNS:
+            raise ValueError("quantised activations need a multiple of 32 columns")
+        return self._quantize(x)
+
+    def rope(self, x: Float32, table: Float32) -> None:
+        """Rotate the pairs (i, i + D/2) of x [T, heads, D] in place (rule 6)."""
+        if fitting(x, "the input of RoPE", None, None, None) is not x:
+            raise ValueError("RoPE works in place and needs its input in C order")
+        tokens, _, width = x.shape
+        if width % 2:
+            raise ValueError(f"RoPE rotates pairs: {width} dimensions are odd")
+        self._rope(x, fitting(table, "a RoPE table", tokens, 2, width // 2))
+
+    def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Return silu(gate) * up, all [T, n] (rule 5)."""
+        gate = fitting(gate, "a gate", None, None)
+        return self._silu_multiply(gate, fitting(up, "a gated input", *gate.shape))
+
+    def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
+        """Write keys and values [T, kv_heads, D] of the positions from ``position`` on."""
+        keys = fitting(keys, "keys", None, cache.kv_heads, cache.head_width)
+        values = fitting(values, "values", *keys.shape)
+        _check_positions(cache, position, len(keys))
+        self._store(cache, keys, values, position)
+
+    def attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+        """Return [T, heads * D] for queries [T, heads, D] at ``position + t`` (rule 7)."""
+        queries = fitting(queries, "queries", None, None, cache.head_width)
+        tokens, heads, width = queries.shape
+        if heads == 0 or heads % cache.kv_heads:
+            raise ValueError(f"{heads} query heads do not share {cache.kv_heads} key heads")
+        _check_positions(cache, position, tokens)
+        return self._attention(queries, cache, position).reshape(tokens, heads * width)
+
+    @abc.abstractmethod
+    def _expand(self, halves: NDArray[np.uint16], exponents: NDArray[np.uint8]) -> Float32: ...
+
+    @abc.abstractmethod
+    def _shrink(self, x: Float32) -> HiddenRows: ...
+
+    @abc.abstractmethod
+    def _rms_norm(self, x: Float32, weight: Float32, epsilon: np.float32) -> Float32: ...
+
+    @abc.abstractmethod
+    def _quantize(self, x: Float32) -> QuantizedBlocks: ...
+
+    @abc.abstractmethod
+    def _matmul_blocks(
+        self, matrix: PackedMatrix, blocks: QuantizedBlocks, residual: Float32 | None
+    ) -> Float32: ...
+
+    @abc.abstractmethod
+    def _matmul_float(
+        self, matrix: PackedMatrix, x: Float32, residual: Float32 | None
+    ) -> Float32: ...
+
+    @abc.abstractmethod
+    def _rope(self, x: Float32, table: Float32) -> None: ...
+
+    @abc.abstractmethod
+    def _silu_multiply(self, gate: Float32, up: Float32) -> Float32: ...
+
+    @abc.abstractmethod
+    def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None: ...
+
+    @abc.abstractmethod
+    def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> NDArray[Any]: ...
+
+
+def _check_positions(cache: CacheLayer, position: int, tokens: int) -> None:
+    keys, values = cache
+    tiled = (cache.kv_heads, cache.capacity // 16, cache.head_width, 16)
+    if keys.shape != tiled or cache.capacity % 64 or keys.dtype != np.uint16:
+        raise ValueError("the keys of a cache do not have its values' shape")
+    if values.dtype != np.uint16 or not (keys.flags.c_contiguous and values.flags.c_contiguous):
+        raise ValueError("a cache is uint16 in C order")
+    if not 0 <= position <= position + tokens <= cache.capacity:
+        raise ValueError(
+            f"positions {position} to {position + tokens} do not fit {cache.capacity} positions"
+        )

@@ -1,0 +1,158 @@
+"""What every backend offers and what it works on; the numbers are fixed by ``README.md``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from edgellama_kernels.layout import PackedMatrix
+
+Float32 = NDArray[np.float32]
+
+TILE_POSITIONS = 64  # attention adds up values in tiles of this many absolute positions (rule 7)
+LANE_POSITIONS = 16  # neighbouring positions of a key dimension lie together in the cache
+ROW_EXPONENT_MAX = 113  # 2^-113 brings the largest float32 below 65504 (rule 8)
+
+
+class BackendUnavailable(RuntimeError):  # noqa: N818 - a fact, not a fault
+    """The backend that was asked for cannot run here."""
+
+
+class NonFinite(ArithmeticError):  # noqa: N818 - names the number, not the fault
+    """A kernel met infinity or NaN, or a value too large for where it must be kept."""
+
+
+class HiddenRows(NamedTuple):
+    """The hidden state between layers (rule 8): ``halves`` times ``2^exponents``, row by row.
+
+    halves: uint16 [T, width], fp16 bits; exponents: uint8 [T].
+    """
+
+    halves: NDArray[np.uint16]
+    exponents: NDArray[np.uint8]
+
+
+class CacheLayer(NamedTuple):
+    """One layer's keys and values of one session, as fp16 bits, zero where nothing was stored.
+
+    keys: uint16 [kv_heads, capacity // 16, head_width, 16], so that the lane is the position;
+    values: uint16 [kv_heads, capacity, head_width].
+    """
+
+    keys: NDArray[np.uint16]
+    values: NDArray[np.uint16]
+
+    @property
+    def kv_heads(self) -> int:
+        """How many key and value heads there are."""
+        return int(self.values.shape[0])
+
+    @property
+    def capacity(self) -> int:
+        """How many positions fit, a multiple of 64."""
+        return int(self.values.shape[1])
+
+    @property
+    def head_width(self) -> int:
+        """Numbers in one head's key or value."""
+        return int(self.values.shape[2])
+
+
+def allocate_cache_layer(kv_heads: int, head_width: int, capacity: int) -> CacheLayer:
+    """Return a zeroed cache; ``capacity`` is rounded up to a multiple of 64 positions."""
+    positions = -(-capacity // TILE_POSITIONS) * TILE_POSITIONS
+    return CacheLayer(
+        np.zeros((kv_heads, positions // LANE_POSITIONS, head_width, LANE_POSITIONS), np.uint16),
+        np.zeros((kv_heads, positions, head_width), np.uint16),
+    )
+
+
+class QuantizedBlocks(NamedTuple):
+    """Activations in blocks of 32 (rule 2), block-major so that a block's tokens are neighbours.
+
+    quants: int8 [blocks, T, 32], in -127..127; scales: float32 [blocks, T];
+    corrections: int32 [blocks, T], -8 times the sum of the quants, which turns a dot product with
+    nibbles 0..15 into one with weights -8..7.
+    """
+
+    quants: NDArray[np.int8]
+    scales: Float32
+    corrections: NDArray[np.int32]
+
+
+class Rows:
+    """Activations float32 [T, K] on their way into matmuls; quantised once, on first need."""
+
+    __slots__ = ("blocks", "values")
+
+    def __init__(self, values: Float32) -> None:
+        self.values = values
+        self.blocks: QuantizedBlocks | None = None
+
+
+class Kernels(Protocol):
+    """The operations of a decoder. One instance serves one compute thread and owns its team.
+
+    T is the number of tokens. Every output element has the same bits whatever T, the number of
+    threads and the backend. Shapes that do not fit raise ValueError.
+    """
+
+    @property
+    def name(self) -> str:
+        """The backend: "numpy" or "numba"."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+
+    @property
+    def cache_note(self) -> str | None:
+        """One line for a person when compiled code cannot be kept for the next start."""
+
+    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
+        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
+
+    def expand(self, hidden: HiddenRows) -> Float32:
+        """Return hidden rows as float32 [T, width]; raises NonFinite."""
+
+    def shrink(self, x: Float32) -> HiddenRows:
+        """Round x [T, n] to hidden rows (rule 8); raises NonFinite."""
+
+    def rms_norm(self, x: Float32, weight: Float32, epsilon: float) -> Float32:
+        """Normalise each row of x [T, n] and weigh it with ``weight`` [n]; raises NonFinite."""
+
+    def prepare(self, x: Float32) -> Rows:
+        """Make x [T, K] ready for matmuls with any kind of weights."""
+
+    def matmul(self, matrix: PackedMatrix, rows: Rows, residual: Float32 | None = None) -> Float32:
+        """Return W x, float32 [T, matrix.rows], plus ``residual`` of that shape if given.
+
+        Raises NonFinite when activations for a quantised matrix are infinite or NaN.
+        """
+
+    def rope(self, x: Float32, table: Float32) -> None:
+        """Rotate the pairs (i, i + D/2) of x [T, heads, D] in place.
+
+        ``table`` [T, 2, D/2] holds each token's cosines, then its sines.
+        """
+
+    def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Return silu(gate) * up, all [T, n]."""
+
+    def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
+        """Write keys and values [T, kv_heads, D] of the positions from ``position`` on.
+
+        Raises NonFinite when a number does not fit fp16; the cache is then unchanged.
+        """
+
+    def attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+        """Return [T, heads * D] for queries [T, heads, D]; query t stands at ``position + t``.
+
+        It sees the cached positions up to its own. Raises NonFinite.
+        """
+
+    def close(self) -> None:
+        """End the team's threads."""

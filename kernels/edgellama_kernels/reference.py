@@ -1,0 +1,296 @@
+"""The NumPy backend, which is the specification: each function states one rule of the contract.
+
+Only ``+ - * /`` and ``sqrt`` on float32, each rounded once to nearest even; integers; bit
+operations; compares; conversions that are exact or, float32 to fp16, nearest even. Nothing from a
+libm, and no BLAS, ``sum`` or ``dot`` on numbers that round: their order differs between machines.
+A sum starts at +0 and runs upwards in index unless a tree is named. The rules are numbered as in
+``README.md``. Numbers that overflow are found and refused, so NumPy's own warnings are off.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellama_kernels.checked import CheckedKernels
+from edgellama_kernels.interface import (
+    LANE_POSITIONS,
+    TILE_POSITIONS,
+    CacheLayer,
+    Float32,
+    HiddenRows,
+    NonFinite,
+    QuantizedBlocks,
+)
+from edgellama_kernels.layout import (
+    BLOCK_COLUMNS,
+    GROUP_ROWS,
+    PackedMatrix,
+    unpacked,
+    widened,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+f32 = np.float32
+ONE, ZERO = f32(1), f32(0)
+NORM_LANES = 32
+HALF_LIMIT = f32(65504)  # rule 8 scales rows down from the largest finite fp16 on
+HALF_ROUNDS_TO_INFINITY = f32(65520)
+BLOCK_MAX_TINY = f32(2.0**-100)  # rule 2: 127 divided by anything smaller could overflow
+QUERY_LIMIT = f32(2.0**100)  # rule 7: below it no score of at most 4096 dimensions overflows
+EXP_LOWEST, EXP_HIGHEST = f32(-87), f32(88)
+LOG2_E = f32(1.44269504)
+LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
+EXP_FIRST = f32(1.9875691500e-4)
+EXP_COEFFICIENTS = tuple(
+    f32(c)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+)
+TILE_NUMBERS_MAX = 1 << 20  # intermediate float32 of a matmul or attention tile: 4 MiB
+
+
+def tree(lanes: Float32) -> Float32:
+    """Rule 0: add up the last axis of 2^n lanes, halves first: ``v[:h] + v[h:]`` to one lane."""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+def exponential(x: Float32) -> Float32:
+    """Rule 4: exp of float32, at most 7.9e-8 off relatively; 0 below -87, constant above 88."""
+    with np.errstate(all="ignore"):
+        z = np.minimum(np.maximum(x, EXP_LOWEST), EXP_HIGHEST)
+        k = np.rint(z * LOG2_E)
+        r = z - k * LN2_HIGH
+        r = r - k * LN2_LOW
+        p: Float32 = np.full_like(z, EXP_FIRST)
+        for coefficient in EXP_COEFFICIENTS:
+            p = p * r + coefficient
+        y = (r + p * (r * r)) + ONE
+        y = y * ((k.astype(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+        return np.where(x < EXP_LOWEST, ZERO, y)
+
+
+def rounded_13_bits(x: Float32) -> Float32:
+    """Rule 7: round to 13 significant bits, nearest even; +0 below 2^-64."""
+    bits = np.ascontiguousarray(x).view(np.int32)
+    odd = (bits >> np.int32(11)) & np.int32(1)
+    rounded = (bits + np.int32(0x3FF) + odd) & np.int32(~0x7FF)
+    tiny = (bits & np.int32(0x7FFFFFFF)) < np.int32(63 << 23)
+    return np.where(tiny, np.int32(0), rounded).view(np.float32)
+
+
+def _power_of_two(exponents: NDArray[Any]) -> Float32:
+    """Return 2^exponent exactly, for exponents of normal float32."""
+    return ((exponents.astype(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+class ReferenceKernels(CheckedKernels):
+    """Every kernel in plain NumPy, in the caller's thread."""
+
+    name = "numpy"
+    threads = 1
+
+    def close(self) -> None:
+        """Nothing to end: there are no threads."""
+
+    def _expand(self, halves: NDArray[np.uint16], exponents: NDArray[np.uint8]) -> Float32:
+        """Rule 8, backwards: fp16 to float32 is exact, and so is the power of two."""
+        with np.errstate(all="ignore"):
+            x = halves.view(np.float16).astype(np.float32) * _power_of_two(exponents)[:, None]
+        if not np.isfinite(x).all():
+            raise NonFinite("a hidden row holds infinity or NaN")
+        return x
+
+    def _shrink(self, x: Float32) -> HiddenRows:
+        """Rule 8: fp16, nearest even, after the smallest 2^-e that brings a row below 65504."""
+        if not np.isfinite(x).all():
+            raise NonFinite("the hidden state became infinite or NaN")
+        largest = np.abs(x).max(axis=1, initial=ZERO)
+        exponents = np.zeros(len(x), np.uint8)
+        while (
+            too_large := largest * _power_of_two(-exponents.astype(np.int32)) >= HALF_LIMIT
+        ).any():
+            exponents += too_large
+        scaled = x * _power_of_two(-exponents.astype(np.int32))[:, None]
+        return HiddenRows(scaled.astype(np.float16).view(np.uint16), exponents)
+
+    def _rms_norm(self, x: Float32, weight: Float32, epsilon: np.float32) -> Float32:
+        """Rule 3: 32 lanes of squares, lane = index mod 32, a tree, then ``(x * r) * w``."""
+        tokens, width = x.shape
+        steps = -(-width // NORM_LANES)
+        padded = np.zeros((tokens, steps * NORM_LANES), np.float32)
+        padded[:, :width] = x
+        lanes = np.zeros((tokens, NORM_LANES), np.float32)
+        with np.errstate(all="ignore"):
+            for step in padded.reshape(tokens, steps, NORM_LANES).transpose(1, 0, 2):
+                lanes = lanes + step * step
+            r = ONE / np.sqrt(tree(lanes) / f32(width) + epsilon)
+            y: Float32 = (x * r[:, None]) * weight
+        if not (np.isfinite(r).all() and (r > 0).all()):
+            raise NonFinite("a norm met infinity, NaN or a sum of squares without a root")
+        return y
+
+    def _quantize(self, x: Float32) -> QuantizedBlocks:
+        """Rule 2: ``q = rint(x * (127 / m))`` with ``m`` the block's largest magnitude."""
+        tokens = len(x)
+        blocks = np.ascontiguousarray(x.reshape(tokens, -1, BLOCK_COLUMNS).transpose(1, 0, 2))
+        largest = np.abs(blocks).max(axis=2)
+        if not np.isfinite(largest).all():
+            raise NonFinite("the input of a matmul is infinite or NaN")
+        tiny = largest < BLOCK_MAX_TINY
+        divisor = np.where(tiny, ONE, largest)
+        scales = np.where(tiny, ZERO, divisor / f32(127))
+        inverse = np.where(tiny, ZERO, f32(127) / divisor)
+        quants = np.rint(blocks * inverse[..., None]).astype(np.int8)
+        corrections = quants.sum(axis=2, dtype=np.int32) * np.int32(-8)
+        return QuantizedBlocks(quants, scales, corrections)
+
+    def _matmul_blocks(
+        self, matrix: PackedMatrix, blocks: QuantizedBlocks, residual: Float32 | None
+    ) -> Float32:
+        """Rule 1: a block's integer dot product is exact; ``acc = acc + f * (d * xs)``.
+
+        The dot products stay below 2^24, so float32 BLAS computes them exactly in any order.
+        """
+        count, tokens, _ = blocks.quants.shape
+        x = np.ascontiguousarray(blocks.quants.transpose(0, 2, 1)).astype(np.float32)
+        y = np.empty((tokens, matrix.rows), np.float32)
+        for groups, rows in _row_tiles(matrix, count * max(tokens, BLOCK_COLUMNS)):
+            stored = matrix.quants[groups].transpose(1, 0, 3, 2, 4)
+            weights = unpacked(matrix.kind, stored).astype(np.float32)
+            weights = weights.reshape(count, -1, BLOCK_COLUMNS)
+            scales = matrix.scales[groups].view(np.float16).astype(np.float32)
+            scales = scales.transpose(1, 0, 2).reshape(count, -1)
+            with np.errstate(all="ignore"):  # a damaged file's scales may be infinite
+                products = np.matmul(weights, x)
+                products *= scales[:, :, None] * blocks.scales[:, None, :]
+                accumulated = _added_upwards(products)
+            y[:, rows] = accumulated.T[:, : rows.stop - rows.start]
+        return _with_residual(y, residual)
+
+    def _matmul_float(self, matrix: PackedMatrix, x: Float32, residual: Float32 | None) -> Float32:
+        """Rule 1, unquantised: ``t`` adds a block's rounded products in order; ``acc = acc + t``.
+
+        Zeros that fill up the last block change nothing: a sum that starts at +0 is never -0.
+        """
+        tokens, columns = x.shape
+        count = -(-columns // BLOCK_COLUMNS)
+        filled = np.zeros((count * BLOCK_COLUMNS, tokens), np.float32)
+        filled[:columns] = x.T
+        inputs = filled.reshape(count, BLOCK_COLUMNS, 1, tokens)
+        y = np.empty((tokens, matrix.rows), np.float32)
+        for groups, rows in _row_tiles(matrix, count * max(tokens, BLOCK_COLUMNS)):
+            elements = widened(matrix.kind, matrix.elements[groups].transpose(1, 0, 2))
+            weights = np.zeros((count * BLOCK_COLUMNS, elements.shape[1] * GROUP_ROWS), np.float32)
+            weights[:columns] = elements.reshape(columns, -1)
+            weights = weights.reshape(count, BLOCK_COLUMNS, -1, 1)
+            partial = np.zeros((count, weights.shape[2], tokens), np.float32)
+            with np.errstate(all="ignore"):
+                for k in range(BLOCK_COLUMNS):
+                    partial += weights[:, k] * inputs[:, k]
+                accumulated = _added_upwards(partial)
+            y[:, rows] = accumulated.T[:, : rows.stop - rows.start]
+        return _with_residual(y, residual)
+
+    def _rope(self, x: Float32, table: Float32) -> None:
+        """Rule 6: ``a' = a c - b s``, ``b' = a s + b c``, each product rounded."""
+        half = x.shape[2] // 2
+        cosine, sine = table[:, None, 0], table[:, None, 1]
+        first, second = x[..., :half].copy(), x[..., half:].copy()
+        with np.errstate(all="ignore"):
+            x[..., :half] = first * cosine - second * sine
+            x[..., half:] = first * sine + second * cosine
+
+    def _silu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Rule 5: ``(g / (1 + exp(0 - g))) * u``."""
+        with np.errstate(all="ignore"):
+            return (gate / (ONE + exponential(ZERO - gate))) * up
+
+    def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
+        """Rule 7's cache: fp16, nearest even."""
+        for numbers in (keys, values):
+            if not (np.abs(numbers) < HALF_ROUNDS_TO_INFINITY).all():
+                raise NonFinite("a key or value is too large for the cache, infinite or NaN")
+        positions = np.arange(position, position + len(keys))
+        chunks, lanes = positions // LANE_POSITIONS, positions % LANE_POSITIONS
+        cache.keys[:, chunks, :, lanes] = keys.astype(np.float16).view(np.uint16)
+        cache.values[:, positions] = values.astype(np.float16).view(np.uint16).transpose(1, 0, 2)
+
+    def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+        """Rule 7, all queries that share a key head at once, in chunks that bound the memory."""
+        tokens, heads, width = queries.shape
+        with np.errstate(all="ignore"):
+            scaled = rounded_13_bits(queries * (ONE / np.sqrt(f32(width))))
+        if not (np.abs(scaled) < QUERY_LIMIT).all():
+            raise NonFinite("a query is too large, infinite or NaN")
+        shared = heads // cache.kv_heads
+        out = np.empty((tokens, cache.kv_heads, shared, width), np.float32)
+        grouped = scaled.reshape(tokens, cache.kv_heads, shared, width)
+        step = max(1, TILE_NUMBERS_MAX // (shared * (position + tokens)))
+        for start in range(0, tokens, step):
+            chunk = slice(start, min(start + step, tokens))
+            limits = np.repeat(np.arange(position + chunk.start, position + chunk.stop) + 1, shared)
+            for head in range(cache.kv_heads):
+                rows = grouped[chunk, head].reshape(-1, width)
+                attended = _attend(rows, limits, cache.keys[head], cache.values[head])
+                out[chunk, head] = attended.reshape(-1, shared, width)
+        return out
+
+
+def _row_tiles(matrix: PackedMatrix, row_numbers: int) -> list[tuple[slice, slice]]:
+    """Cut a matrix into (groups, rows) whose intermediates of ``row_numbers`` a row stay small."""
+    step = max(1, TILE_NUMBERS_MAX // (row_numbers * GROUP_ROWS))
+    return [
+        (
+            slice(group, min(group + step, matrix.groups)),
+            slice(group * GROUP_ROWS, min((group + step) * GROUP_ROWS, matrix.rows)),
+        )
+        for group in range(0, matrix.groups, step)
+    ]
+
+
+def _added_upwards(blocks: Float32) -> Float32:
+    """Return the sum over the first axis, from +0 upwards."""
+    accumulated = np.zeros(blocks.shape[1:], np.float32)
+    for block in blocks:
+        accumulated += block
+    return accumulated
+
+
+def _with_residual(y: Float32, residual: Float32 | None) -> Float32:
+    if residual is None:
+        return y
+    with np.errstate(all="ignore"):
+        return y + residual
+
+
+def _attend(
+    queries: Float32, limits: NDArray[np.int64], keys: NDArray[Any], values: NDArray[Any]
+) -> Float32:
+    """Rule 7 (b) to (g) for queries [R, D] (already rounded) that see ``limits`` [R] positions."""
+    rows, width = queries.shape
+    tiles = -(-int(limits.max()) // TILE_POSITIONS)
+    positions = tiles * TILE_POSITIONS
+    key = keys[: positions // LANE_POSITIONS].transpose(1, 0, 2).reshape(width, positions)
+    key = key.view(np.float16).astype(np.float32)
+    value = values[:positions].view(np.float16).astype(np.float32)
+    scores = np.zeros((rows, positions), np.float32)
+    for d in range(width):
+        scores += queries[:, d, None] * key[d]
+    scores[np.arange(positions) >= limits[:, None]] = -np.inf
+    with np.errstate(all="ignore"):
+        weights = rounded_13_bits(exponential(scores - scores.max(axis=1, keepdims=True)))
+    lanes = np.zeros((rows, LANE_POSITIONS), np.float32)
+    for step in weights.reshape(rows, -1, LANE_POSITIONS).transpose(1, 0, 2):
+        lanes = lanes + step
+    tiled = weights.reshape(rows, tiles, TILE_POSITIONS, 1)
+    value = value.reshape(tiles, TILE_POSITIONS, width)
+    sums = np.zeros((rows, tiles, width), np.float32)
+    for j in range(TILE_POSITIONS):
+        sums += tiled[:, :, j] * value[None, :, j]
+    return _added_upwards(sums.transpose(1, 0, 2)) * (ONE / tree(lanes))[:, None]
