@@ -1,0 +1,127 @@
+"""A contiguous span of layers with its KV cache: what one device computes of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgellama.errors import WireError
+from edgellama.model.cache import SessionCache
+from edgellama.model.decoder import decode_layer
+from edgellama.model.hidden import check_hidden, finite, join_rows, take_rows
+from edgellama.model.rope import RopeTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellama_kernels import HiddenRows, Kernels
+
+    from edgellama.model.config import LlamaConfig
+    from edgellama.model.weights import LayerWeights
+    from edgellama.values import Span
+
+CHUNK_TOKENS_MAX = 128  # bounds the scratch memory; larger chunks gain no speed
+
+
+class Stage:
+    """Layers ``span`` of a model, and for each open session their keys and values.
+
+    ``layers`` are the weights of the span's layers in order. ``context`` is how many positions a
+    session can hold, ``sessions_max`` how many can be open at once. Not safe for threads: one
+    compute thread owns a stage and its kernels.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        config: LlamaConfig,
+        span: Span,
+        layers: Sequence[LayerWeights],
+        context: int,
+        sessions_max: int,
+    ) -> None:
+        assert 0 <= span.first < span.past <= config.layers
+        assert len(layers) == span.count
+        assert 1 <= context <= config.context_max
+        self.span = span
+        self.context = context
+        self.sessions_max = sessions_max
+        self._kernels = kernels
+        self._config = config
+        self._layers = tuple(layers)
+        self._rope = RopeTable(config, context)
+        self._sessions: dict[int, SessionCache] = {}
+
+    def sessions(self) -> tuple[int, ...]:
+        """Return the open sessions, the oldest first."""
+        return tuple(self._sessions)
+
+    def open(self, session: int) -> None:
+        """Begin a session of length 0. Raises WireError when it is open or there is no room."""
+        if session in self._sessions:
+            raise WireError(f"session {session} is already open on this stage")
+        if len(self._sessions) >= self.sessions_max:
+            raise WireError(f"this stage already holds {self.sessions_max} sessions, its maximum")
+        self._sessions[session] = SessionCache.allocate(
+            self._config, len(self._layers), self.context
+        )
+
+    def length(self, session: int) -> int:
+        """Return how many positions the session holds. Raises WireError when it is not open."""
+        return self._session(session).length
+
+    def truncate(self, session: int, length: int) -> None:
+        """Forget the positions from ``length`` on. Raises WireError beyond the session's end."""
+        cache = self._session(session)
+        if not 0 <= length <= cache.length:
+            raise WireError(f"session {session} holds {cache.length} positions, not {length}")
+        cache.length = length
+
+    def close(self, session: int) -> None:
+        """Free a session's memory. Raises WireError when it is not open."""
+        self._session(session)
+        del self._sessions[session]
+
+    def forward(self, session: int, hidden: HiddenRows, position: int) -> HiddenRows:
+        """Compute the span for T tokens that follow what the session holds.
+
+        ``hidden``: the span's input, [T, width], T at least 1; ``position`` must equal
+        ``length(session)``. Returns its output, [T, width]. How a prompt is cut into calls does
+        not change the result. Raises WireError for a step that does not fit the session or the
+        model, NonFiniteError where a number leaves its range; the session is then as before.
+        """
+        cache = self._session(session)
+        count = self._check_step(session, cache.length, hidden, position)
+        pieces = []
+        for first in range(0, count, CHUNK_TOKENS_MAX):
+            piece = take_rows(hidden, first, min(first + CHUNK_TOKENS_MAX, count))
+            pieces.append(self._forward_piece(cache, piece, position + first))
+        cache.length = position + count
+        return join_rows(pieces)
+
+    def _forward_piece(self, cache: SessionCache, hidden: HiddenRows, position: int) -> HiddenRows:
+        turns = self._rope.rows(position, len(hidden.exponents))
+        with finite(f"layers {self.span.first} to {self.span.past - 1}"):
+            for weights, cache_layer in zip(self._layers, cache.layers, strict=True):
+                hidden = decode_layer(
+                    self._kernels, self._config, weights, cache_layer, hidden, turns, position
+                )
+        return hidden
+
+    def _session(self, session: int) -> SessionCache:
+        cache = self._sessions.get(session)
+        if cache is None:
+            raise WireError(f"session {session} is not open on this stage")
+        return cache
+
+    def _check_step(self, session: int, length: int, hidden: HiddenRows, position: int) -> int:
+        """Return how many tokens a step has, once it fits session and model."""
+        check_hidden(hidden, self._config.width)
+        count = len(hidden.exponents)
+        if position != length:
+            raise WireError(f"session {session} stands at position {length}, not {position}")
+        if position + count > self.context:
+            raise WireError(
+                f"session {session} cannot hold {position + count} positions, "
+                f"its context is {self.context}"
+            )
+        return count
