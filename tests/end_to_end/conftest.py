@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hosts import Host, Mesh
-from network import Bridge, Loopback, Network, Place, no_bridge_because
+from hosts import GREEDY, PROMPT, Host, Mesh
+from network import Loopback, Place, best_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SHARED_MODEL = HERE.parents[2] / "shared" / "models" / "stories260K.gguf"
 DEMO_FOLDER = HERE.parents[1] / "edgellama" / "demo"
-
-PROMPT = "Once upon a time"
-GREEDY = ("-n", 40, "--temperature", 0)
-SAMPLED = ("-n", 40, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7)
 
 # A whole run compiles each kernel once: hosts share the cache, as two programs on one device do.
 os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))
@@ -59,11 +55,6 @@ def expected(alone: Host, model: Path) -> Callable[..., dict[str, Any]]:
 
     answer(*GREEDY)  # compiles the kernels once, before several hosts would do it side by side
     return answer
-
-
-def best_network(default_route: bool = True) -> Network:
-    """Return namespaces where they can be had, else loopback."""
-    return Loopback() if no_bridge_because() else Bridge(default_route)
 
 
 @pytest.fixture

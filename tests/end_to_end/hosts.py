@@ -26,6 +26,11 @@ READY_WITHIN_S = 150  # kernels compile, weights travel; on two cores shared by 
 ANSWER_WITHIN_S = 180
 LEAVE_WITHIN_S = 20
 
+# What every test asks, and the two ways in which it does.
+PROMPT = "Once upon a time"
+GREEDY = ("-n", 40, "--temperature", 0)
+SAMPLED = ("-n", 40, "--temperature", 0.9, "--top-k", 40, "--top-p", 0.95, "--seed", 7)
+
 Status = dict[str, Any]
 
 

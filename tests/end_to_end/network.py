@@ -151,6 +151,11 @@ def no_bridge_because() -> str | None:
     return None
 
 
+def best_network(default_route: bool = True) -> Network:
+    """Return namespaces where they can be had, else loopback."""
+    return Loopback() if no_bridge_because() else Bridge(default_route)
+
+
 def remove_leftovers() -> None:
     """Remove what a test run that was killed outright has left behind."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import pytest
-from conftest import PROMPT
+from hosts import PROMPT
 from network import free_port
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import GREEDY, PROMPT
+from hosts import GREEDY, PROMPT
 from network import no_bridge_because, run
 
 if TYPE_CHECKING:

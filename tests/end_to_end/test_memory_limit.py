@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import best_network
 from hosts import Host, Mesh
-from network import memory_controller
+from network import best_network, memory_controller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

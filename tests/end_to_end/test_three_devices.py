@@ -6,9 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from conftest import GREEDY, PROMPT, SAMPLED, best_network
-from hosts import Host, Mesh, Status
-from network import Loopback, no_bridge_because
+from hosts import GREEDY, PROMPT, SAMPLED, Host, Mesh, Status
+from network import Loopback, best_network, no_bridge_because
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
