@@ -42,9 +42,15 @@ def passes(name: str, command: list[str]) -> bool:
     """Run one check and print its line, and what it said when it failed."""
     started = time.monotonic()
     program = str(SCRIPTS / command[0])
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
-        done = subprocess.run([program, *command[1:]], cwd=ROOT, text=True, check=False, **streams)
+        done = subprocess.run(
+            [program, *command[1:]],
+            cwd=ROOT,
+            text=True,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         code, output = done.returncode, done.stdout
     except FileNotFoundError:
         code, output = 1, f'{command[0]} is not installed: pip install -e ".[test]"\n'

@@ -1,4 +1,4 @@
-"""Does the built wheel work by itself, with nothing but what it says it needs?
+"""Does the built wheel work by itself? It gets nothing but what it says it needs.
 
     python tools/check_wheel.py
 
