@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from edgellama_kernels import WeightKind
 
-from edgellama.errors import ModelFileError, UnsupportedModelError
+from edgellama.model.gguf_header import file_fault, file_unsupported, quoted
 
 if TYPE_CHECKING:
+    from edgellama.errors import ModelFileError
     from edgellama.model.gguf import GgufFile
 
 ARCHITECTURE = "llama"
@@ -67,7 +68,7 @@ class LlamaConfig:
         missing key, a value out of bounds, or a tensor that contradicts the keys.
         """
         keys = _Keys(gguf)
-        _check_architecture(gguf, keys)
+        _check_architecture(gguf)
         width = keys.integer("embedding_length", WIDTH_MAX)
         heads = keys.integer("attention.head_count", HEADS_MAX)
         kv_heads = keys.integer("attention.head_count_kv", HEADS_MAX, default=heads)
@@ -169,7 +170,7 @@ class _Keys:
         return value
 
     def _fault(self, key: str, fault: str) -> ModelFileError:
-        return ModelFileError(f"{self._gguf.path_name}: key {ARCHITECTURE}.{key} {fault}")
+        return file_fault(self._gguf.path_name, f"key {ARCHITECTURE}.{key} {fault}")
 
 
 def _shown(value: object) -> str:
@@ -177,18 +178,18 @@ def _shown(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _check_architecture(gguf: GgufFile, keys: _Keys) -> None:
+def _check_architecture(gguf: GgufFile) -> None:
     architecture = gguf.metadata.get("general.architecture")
     if not isinstance(architecture, str):
-        raise ModelFileError(f"{gguf.path_name}: key general.architecture is missing or not text")
+        raise file_fault(gguf.path_name, "key general.architecture is missing or not text")
     if architecture != ARCHITECTURE:
-        raise UnsupportedModelError(
-            f"{gguf.path_name}: architecture {architecture[:40]!r} is not supported; "
-            f"supported is {ARCHITECTURE!r}"
+        raise file_unsupported(
+            gguf.path_name,
+            f"architecture {quoted(architecture)} is not supported; supported is {ARCHITECTURE!r}",
         )
     # Mixtral calls itself llama too; 0 experts are written by some converters.
     if gguf.metadata.get(f"{ARCHITECTURE}.expert_count", 0) != 0:
-        raise UnsupportedModelError(f"{gguf.path_name}: mixtures of experts are not supported")
+        raise file_unsupported(gguf.path_name, "mixtures of experts are not supported")
 
 
 def _check_heads(
@@ -196,30 +197,31 @@ def _check_heads(
 ) -> None:
     value_width = keys.integer("attention.value_length", HEAD_WIDTH_MAX, default=head_width)
     if value_width != head_width:
-        raise UnsupportedModelError(
-            f"{gguf.path_name}: heads with keys of {head_width} and values of {value_width} "
-            "numbers are not supported; supported is one width for both"
+        raise file_unsupported(
+            gguf.path_name,
+            f"heads with keys of {head_width} and values of {value_width} "
+            "numbers are not supported; supported is one width for both",
         )
     if heads % kv_heads:
-        raise ModelFileError(
-            f"{gguf.path_name}: {heads} heads cannot share {kv_heads} key-value heads evenly"
+        raise file_fault(
+            gguf.path_name, f"{heads} heads cannot share {kv_heads} key-value heads evenly"
         )
     if head_width % 2 or rope_dimensions % 2 or rope_dimensions > head_width:
-        raise ModelFileError(
-            f"{gguf.path_name}: RoPE cannot turn {rope_dimensions} of {head_width} numbers "
-            "of a head in pairs"
+        raise file_fault(
+            gguf.path_name,
+            f"RoPE cannot turn {rope_dimensions} of {head_width} numbers of a head in pairs",
         )
 
 
 def _vocabulary(gguf: GgufFile, keys: _Keys) -> int:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
-        raise ModelFileError(f"{gguf.path_name}: tensor token_embd.weight is missing")
+        raise file_fault(gguf.path_name, "tensor token_embd.weight is missing")
     stated = keys.integer("vocab_size", VOCABULARY_MAX, default=embedding.rows)
     if stated != embedding.rows:
-        raise ModelFileError(
-            f"{gguf.path_name}: the embedding has {embedding.rows} rows for a vocabulary "
-            f"of {stated} tokens"
+        raise file_fault(
+            gguf.path_name,
+            f"the embedding has {embedding.rows} rows for a vocabulary of {stated} tokens",
         )
     return stated
 
@@ -230,9 +232,10 @@ def _rope_scale(gguf: GgufFile, keys: _Keys) -> float:
     if kind == "none":
         return 1.0
     if kind != "linear":
-        raise UnsupportedModelError(
-            f"{gguf.path_name}: RoPE scaling {kind[:40]!r} is not supported; "
-            "supported are 'none', 'linear' and factors in rope_freqs.weight"
+        raise file_unsupported(
+            gguf.path_name,
+            f"RoPE scaling {quoted(kind)} is not supported; "
+            "supported are 'none', 'linear' and factors in rope_freqs.weight",
         )
     older = keys.number("rope.scale_linear", 0.0, 1e6, default=1.0)
     return keys.number("rope.scaling.factor", 0.0, 1e6, default=older)
@@ -243,14 +246,14 @@ def _rope_factors(gguf: GgufFile, pairs: int) -> tuple[float, ...]:
     if tensor is None:
         return (1.0,) * pairs
     if tensor.kind_name != WeightKind.F32.value or tensor.shape != (pairs,):
-        raise ModelFileError(
-            f"{gguf.path_name}: tensor {ROPE_FACTORS_TENSOR} must hold {pairs} numbers of type F32"
+        raise file_fault(
+            gguf.path_name, f"tensor {ROPE_FACTORS_TENSOR} must hold {pairs} numbers of type F32"
         )
     values = np.frombuffer(gguf.tensor_bytes(ROPE_FACTORS_TENSOR), dtype="<f4", count=pairs)
     factors = tuple(float(value) for value in values)
     if not all(math.isfinite(factor) and 1e-6 < factor < 1e6 for factor in factors):
-        raise ModelFileError(
-            f"{gguf.path_name}: tensor {ROPE_FACTORS_TENSOR} holds a factor out of bounds"
+        raise file_fault(
+            gguf.path_name, f"tensor {ROPE_FACTORS_TENSOR} holds a factor out of bounds"
         )
     return factors
 
@@ -265,24 +268,27 @@ def _check_tensors(gguf: GgufFile, config: LlamaConfig) -> None:
     for tensor_name in gguf.tensors:
         known = tensor_name in expected or tensor_name == ROPE_FACTORS_TENSOR
         if not known and not tensor_name.endswith(_IGNORED_SUFFIX):
-            raise UnsupportedModelError(
-                f"{gguf.path_name}: tensor {tensor_name[:64]!r} belongs to a variant of "
-                f"{ARCHITECTURE} that is not supported"
+            raise file_unsupported(
+                gguf.path_name,
+                f"tensor {quoted(tensor_name)} belongs to a variant of "
+                f"{ARCHITECTURE} that is not supported",
             )
 
 
 def _check_tensor(gguf: GgufFile, name: str, shape: tuple[int, ...]) -> None:
     tensor = gguf.tensors.get(name)
     if tensor is None:
-        raise ModelFileError(f"{gguf.path_name}: tensor {name} is missing")
+        raise file_fault(gguf.path_name, f"tensor {name} is missing")
     if tensor.shape != shape:
-        raise ModelFileError(
-            f"{gguf.path_name}: tensor {name} has shape {list(tensor.shape)}, "
-            f"but the configuration says {list(shape)}"
+        raise file_fault(
+            gguf.path_name,
+            f"tensor {name} has shape {list(tensor.shape)}, "
+            f"but the configuration says {list(shape)}",
         )
     supported = [kind.value for kind in WeightKind] if len(shape) > 1 else [WeightKind.F32.value]
     if tensor.kind_name not in supported:
-        raise UnsupportedModelError(
-            f"{gguf.path_name}: tensor {name} has type {tensor.kind_name}; "
-            f"supported {'are' if len(supported) > 1 else 'is'} {', '.join(supported)}"
+        raise file_unsupported(
+            gguf.path_name,
+            f"tensor {name} has type {tensor.kind_name}; "
+            f"supported {'are' if len(supported) > 1 else 'is'} {', '.join(supported)}",
         )

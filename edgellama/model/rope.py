@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 DECIMAL_DIGITS = 60
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
-TABLE_CHUNK_POSITIONS = 256  # computed at a time: 16 KiB to 128 KiB of table, well under 1 ms
+CHUNK_POSITIONS = 256  # computed at a time: about 1 ms and 128 KiB for heads of 128
+CHUNKS_MAX = 16  # kept: as many sessions at unlike positions do not make each other recompute
 
 _SINE = (
     1.58962301576546568060e-10,
@@ -43,32 +44,39 @@ _RADIANS_PER_UNIT = 6.283185307179586 * 2.0**-53  # one unit is a turn / 2^53
 
 
 class RopeTable:
-    """Cosines and sines for positions 0 up to ``positions_max``, filled in as they are needed."""
+    """Cosines and sines of any position, computed in chunks, of which the latest are kept."""
 
-    def __init__(self, config: LlamaConfig, positions_max: int) -> None:
-        pairs = config.head_width // 2
+    def __init__(self, config: LlamaConfig) -> None:
         # Pairs beyond rope_dimensions do not turn: cosine 1, sine 0.
-        self._turns = np.zeros(pairs, np.uint64)
-        turns = turns_per_position(
+        self._turns = np.zeros(config.head_width // 2, np.uint64)
+        self._turns[: config.rope_dimensions // 2] = turns_per_position(
             config.rope_base, config.rope_dimensions, config.rope_scale, config.rope_factors
         )
-        self._turns[: len(turns)] = turns
-        self._table = np.zeros((positions_max, 2, pairs), np.float32)
-        self._filled = 0
+        self._chunks: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, position: int, count: int) -> NDArray[np.float32]:
         """Return float32 [count, 2, head_width // 2]: cosines, then sines, from ``position`` on."""
+        assert position >= 0
+        assert count >= 1
         past = position + count
-        assert 0 <= position < past <= len(self._table)
-        while self._filled < past:
-            first = self._filled
-            self._filled = min(first + TABLE_CHUNK_POSITIONS, len(self._table))
-            positions = np.arange(first, self._filled, dtype=np.uint64)
+        first_chunk = position // CHUNK_POSITIONS
+        past_chunk = -(-past // CHUNK_POSITIONS)
+        chunks = [self._chunk(index) for index in range(first_chunk, past_chunk)]
+        table = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        start = first_chunk * CHUNK_POSITIONS
+        return table[position - start : past - start]
+
+    def _chunk(self, index: int) -> NDArray[np.float32]:
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            first = index * CHUNK_POSITIONS
+            positions = np.arange(first, first + CHUNK_POSITIONS, dtype=np.uint64)
             angles = positions[:, None] * self._turns[None, :]  # modulo 2^64 on purpose
-            cosines, sines = cosine_and_sine(angles)
-            self._table[first : self._filled, 0] = cosines
-            self._table[first : self._filled, 1] = sines
-        return self._table[position:past]
+            chunk = np.stack(cosine_and_sine(angles), axis=1)
+            if len(self._chunks) >= CHUNKS_MAX:
+                del self._chunks[next(iter(self._chunks))]
+            self._chunks[index] = chunk
+        return chunk
 
 
 def turns_per_position(

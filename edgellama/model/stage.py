@@ -48,7 +48,7 @@ class Stage:
         self._kernels = kernels
         self._config = config
         self._layers = tuple(layers)
-        self._rope = RopeTable(config, context)
+        self._rope = RopeTable(config)
         self._sessions: dict[int, SessionCache] = {}
 
     def sessions(self) -> tuple[int, ...]:

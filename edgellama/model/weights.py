@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from edgellama_kernels import PackedMatrix, WeightKind, packed_bytes
 
-from edgellama.errors import ModelFileError
 from edgellama.model.config import ROPE_FACTORS_TENSOR, home_tensor, layer_tensor
+from edgellama.model.gguf_header import file_fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,9 +110,7 @@ def home_bytes(gguf: GgufFile, config: LlamaConfig) -> int:
     return _total_bytes(_home_sections(gguf, config))
 
 
-def pack_layer(
-    gguf: GgufFile, config: LlamaConfig, layer: int, buffer: NDArray[np.uint8]
-) -> None:
+def pack_layer(gguf: GgufFile, config: LlamaConfig, layer: int, buffer: NDArray[np.uint8]) -> None:
     """Fill ``buffer``, uint8 [layer_bytes(...)], from the layer's tensors.
 
     Every byte is written, so equal files give equal buffers. Raises ModelFileError where a norm
@@ -192,8 +190,8 @@ def _check_size(
 ) -> None:
     wanted = _total_bytes(sections)
     if buffer.dtype != np.uint8 or buffer.shape != (wanted,):
-        raise ModelFileError(
-            f"{gguf.path_name}: packed weights of {buffer.nbytes} bytes where {wanted} belong"
+        raise file_fault(
+            gguf.path_name, f"packed weights of {buffer.nbytes} bytes where {wanted} belong"
         )
 
 
@@ -227,7 +225,7 @@ def _pack_norm(gguf: GgufFile, section: _Section, buffer: NDArray[np.uint8]) -> 
     norm = _norm(section, buffer)
     norm[:] = np.frombuffer(gguf.tensor_bytes(section.tensor), "<f4", count=section.columns)
     if not np.isfinite(norm).all():
-        raise ModelFileError(f"{gguf.path_name}: tensor {section.tensor} is not finite")
+        raise file_fault(gguf.path_name, f"tensor {section.tensor} is not finite")
 
 
 def _pack_matrix(
@@ -245,7 +243,7 @@ def _pack_matrix(
             raw = gguf.tensor_rows(section.tensor, first, past)
         matrix.store_rows(first, raw)
         if not _all_finite(matrix, slice(first // GROUP_ROWS, -(-past // GROUP_ROWS))):
-            raise ModelFileError(f"{gguf.path_name}: tensor {section.tensor} is not finite")
+            raise file_fault(gguf.path_name, f"tensor {section.tensor} is not finite")
 
 
 def _all_finite(matrix: PackedMatrix, groups: slice) -> bool:

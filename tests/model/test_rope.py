@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellama.model.config import LlamaConfig
-from edgellama.model.rope import PI, RopeTable, cosine_and_sine, turns_per_position
+from edgellama.model.rope import (
+    CHUNK_POSITIONS,
+    CHUNKS_MAX,
+    PI,
+    RopeTable,
+    cosine_and_sine,
+    turns_per_position,
+)
 
 CONFIG = LlamaConfig(
     layers=1,
@@ -47,7 +54,7 @@ def expected(config: LlamaConfig, position: int, pair: int) -> tuple[float, floa
 @pytest.mark.parametrize("base", [10000.0, 500000.0, 1e6])
 def test_cosines_and_sines_are_right_to_the_last_bit_of_float32(base: float) -> None:
     config = replace(CONFIG, rope_base=base)
-    table = RopeTable(config, 1 << 17)
+    table = RopeTable(config)
     for position in (0, 1, 2, 63, 64, 255, 256, 257, 5000, 131071):
         row = table.rows(position, 1)[0]
         for pair in range(32):
@@ -59,7 +66,7 @@ def test_cosines_and_sines_are_right_to_the_last_bit_of_float32(base: float) -> 
 def test_linear_scaling_and_factors_divide_the_turns() -> None:
     factors = tuple(1.0 + index / 4 for index in range(32))
     config = replace(CONFIG, rope_scale=4.0, rope_factors=factors)
-    row = RopeTable(config, 1000).rows(777, 1)[0]
+    row = RopeTable(config).rows(777, 1)[0]
     for pair in range(32):
         cosine, sine = expected(config, 777, pair)
         assert abs(float(row[0, pair]) - cosine) <= ERROR_MAX
@@ -68,11 +75,11 @@ def test_linear_scaling_and_factors_divide_the_turns() -> None:
 
 def test_pairs_beyond_the_rotated_dimensions_stay() -> None:
     config = replace(CONFIG, rope_dimensions=16, rope_factors=(1.0,) * 8)
-    table = RopeTable(config, 300).rows(0, 300)
+    table = RopeTable(config).rows(0, 300)
     assert (table[:, 0, 8:] == 1).all()
     assert (table[:, 1, 8:] == 0).all()
     narrow = replace(config, head_width=16)
-    np.testing.assert_array_equal(table[:, :, :8], RopeTable(narrow, 300).rows(0, 300))
+    np.testing.assert_array_equal(table[:, :, :8], RopeTable(narrow).rows(0, 300))
 
 
 def test_quarter_turns_are_exact() -> None:
@@ -94,11 +101,21 @@ def test_any_angle_is_right_and_lies_on_the_circle(angle: int) -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 999), st.integers(1, 400)), min_size=1, max_size=5))
 def test_order_of_asking_changes_nothing(asked: list[tuple[int, int]]) -> None:
-    whole = RopeTable(CONFIG, 1399).rows(0, 1399)
-    table = RopeTable(CONFIG, 1399)
+    whole = RopeTable(CONFIG).rows(0, 1399)
+    table = RopeTable(CONFIG)
     for position, count in asked:
-        past = min(position + count, 1399)
-        np.testing.assert_array_equal(table.rows(position, past - position), whole[position:past])
+        np.testing.assert_array_equal(
+            table.rows(position, count), whole[position : position + count]
+        )
+
+
+def test_what_is_kept_is_bounded_and_what_is_dropped_comes_back_equal() -> None:
+    table = RopeTable(CONFIG)
+    first = table.rows(0, 5).copy()
+    for chunk in range(3 * CHUNKS_MAX):
+        table.rows(chunk * CHUNK_POSITIONS, 1)
+        assert len(table._chunks) <= CHUNKS_MAX
+    np.testing.assert_array_equal(table.rows(0, 5), first)
 
 
 def test_turns_wrap_where_a_factor_makes_more_than_one_a_position() -> None:
@@ -108,6 +125,6 @@ def test_turns_wrap_where_a_factor_makes_more_than_one_a_position() -> None:
 
 
 def test_bits_are_those_of_every_other_machine() -> None:
-    table = RopeTable(CONFIG, 2048).rows(0, 2048)
+    table = RopeTable(CONFIG).rows(0, 2048)
     digest = hashlib.sha256(table.astype("<f4").tobytes()).hexdigest()
     assert digest == "7779050348d097cbe88e6c0df85fd83de47a451e710ed1d2416dc8b9a029f0d8"

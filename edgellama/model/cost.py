@@ -1,0 +1,71 @@
+"""What a model asks of a device, in the planner's numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgellama.model.cache import cache_bytes_per_token
+from edgellama.model.config import LlamaConfig
+from edgellama.model.stage import CHUNK_TOKENS_MAX
+from edgellama.model.weights import home_bytes, layer_bytes
+from edgellama.values import ModelFacts
+
+if TYPE_CHECKING:
+    from edgellama.model.gguf import GgufFile
+
+NAME_CHARACTERS_MAX = 80
+
+# The kernels cut matmuls and attention into tiles of at most this many numbers, and hold this
+# many bytes a number at the worst moment (the NumPy backend's exp; the compiled one needs less).
+TILE_NUMBERS_MAX = 1 << 20
+TILE_NUMBER_BYTES = 48
+# Weights, order and ids of the whole vocabulary while a token is drawn.
+SAMPLER_TOKEN_BYTES = 64
+BLOCK_COLUMNS = 32
+
+
+def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
+    """Return the planner's facts of a model file.
+
+    ``root``: the hexadecimal root hash of the file's manifest. ``name``: what to call the model
+    when the file does not say. Raises as ``LlamaConfig.from_gguf`` does.
+    """
+    config = LlamaConfig.from_gguf(gguf)
+    return ModelFacts(
+        root=root,
+        name=_stated_name(gguf) or name,
+        file_bytes=gguf.file_bytes,
+        width=config.width,
+        context_max=config.context_max,
+        layer_bytes=tuple(layer_bytes(gguf, config, layer) for layer in range(config.layers)),
+        home_bytes=home_bytes(gguf, config),
+        kv_bytes_per_token=cache_bytes_per_token(config),
+        scratch_bytes=scratch_bytes(config),
+    )
+
+
+def scratch_bytes(config: LlamaConfig) -> int:
+    """Return what a stage, home included, needs besides weights and cache at its largest step.
+
+    That is one layer over CHUNK_TOKENS_MAX tokens, or one draw of a token at home.
+    """
+    tokens = CHUNK_TOKENS_MAX
+    attention_width = config.heads * config.head_width
+    kv_width = config.kv_heads * config.head_width
+    # Hidden in and out, input, norm, sum; queries and mixed; keys and values; gate, up, product;
+    # the widest matmul's input once more as int8.
+    row_numbers = 6 * config.width + 2 * attention_width + 2 * kv_width + 4 * config.feed_forward
+    scores = (config.heads // config.kv_heads) * config.context_max
+    widest = max(config.width, attention_width, config.feed_forward)
+    products = max(tokens // BLOCK_COLUMNS, 1) * widest * widest
+    tile_numbers = min(TILE_NUMBERS_MAX, max(tokens * scores, products))
+    step_bytes = 4 * tokens * row_numbers + TILE_NUMBER_BYTES * max(tile_numbers, scores)
+    return max(step_bytes, SAMPLER_TOKEN_BYTES * config.vocabulary)
+
+
+def _stated_name(gguf: GgufFile) -> str:
+    """Return the file's own name for the model in printable characters, or nothing."""
+    stated = gguf.metadata.get("general.name")
+    if not isinstance(stated, str):
+        return ""
+    return "".join(filter(str.isprintable, stated)).strip()[:NAME_CHARACTERS_MAX]
