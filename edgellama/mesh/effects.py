@@ -1,0 +1,151 @@
+"""What the mesh wants done: it decides, the node carries out and reports back."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from edgellama_kernels import HiddenRows
+
+from edgellama.errors import EdgellamaError
+from edgellama.link.endpoint import Priority
+from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
+from edgellama.wire.messages import Message
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to a connected peer; one that is not connected any more gets nothing."""
+
+    node: NodeId
+    message: Message
+    priority: Priority
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Try to connect to a member at this address."""
+
+    address: Address
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Load this node's span of the plan; report with ``plan_loaded`` or ``plan_failed``."""
+
+    plan: Plan
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class DropEpochsBefore:
+    """No step below this epoch will be computed again: free what only they need."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class ToAsker:
+    """An answer's message for the asker in this very process."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Tell:
+    """A line that a person would want to know: joined, left, replanned."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """This node cannot go on in this mesh; the error says why."""
+
+    error: EdgellamaError
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """Turn a prompt into tokens; the result is a tuple of token ids."""
+
+    session: int
+    prompt: str
+    raw: bool
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """Compute this node's layers for the positions from ``position`` on.
+
+    Home gives ``tokens`` to embed, every other stage ``hidden`` rows. The result is HiddenRows.
+    """
+
+    epoch: int
+    session: int
+    position: int
+    tokens: tuple[int, ...] = ()
+    hidden: HiddenRows | None = None
+
+    @property
+    def count(self) -> int:
+        """How many positions the job computes."""
+        return len(self.tokens) if self.hidden is None else len(self.hidden.exponents)
+
+
+@dataclass(frozen=True)
+class HeadJob:
+    """Make the token that stands at ``position`` from the row before it; the result is its id."""
+
+    epoch: int
+    session: int
+    position: int
+    hidden: HiddenRows  # the last row alone
+    sampling: SamplingSettings
+    recent: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CloseJob:
+    """Free the session's KV cache; the result is None."""
+
+    epoch: int
+    session: int
+
+
+Job = TokenizeJob | StageJob | HeadJob | CloseJob
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a job on the compute thread; report with ``job_done``."""
+
+    job: Job
+
+
+Effect = Send | Dial | LoadPlan | DropEpochsBefore | ToAsker | Tell | GiveUp | Run
+
+JobResult = tuple[int, ...] | HiddenRows | int | None
+
+
+class Outbox:
+    """The effects that the parts of one node want, in their order."""
+
+    def __init__(self) -> None:
+        self._effects: deque[Effect] = deque()
+
+    def put(self, effect: Effect) -> None:
+        """Add an effect."""
+        self._effects.append(effect)
+
+    def send(
+        self, node: NodeId, message: Message, priority: Priority = Priority.CONTROL
+    ) -> None:
+        """Add a message to a peer."""
+        self._effects.append(Send(node, message, priority))
+
+    def drain(self) -> list[Effect]:
+        """Return what has gathered, and forget it."""
+        effects = list(self._effects)
+        self._effects.clear()
+        return effects

@@ -1,0 +1,355 @@
+"""Home's part in an answer: prompt to tokens, tokens round the ring, rows to the next token.
+
+Sessions wait until a KV slot is free, then the known tokens (prompt, and what is known of the
+answer) go round in chunks, and each further token follows from the row that comes back. A new
+epoch starts every session again from its known tokens: the law makes the continuation the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from edgellama_kernels import HiddenRows
+
+from edgellama.errors import EXIT_FAILED, EdgellamaError, PromptTooLongError
+from edgellama.mesh.effects import HeadJob, Outbox, Run, TokenizeJob
+from edgellama.mesh.stage_role import StageRole
+from edgellama.values import LinkCounters, NodeId, Plan, Route
+from edgellama.wire.messages import (
+    Ask,
+    CloseSession,
+    Failure,
+    Finished,
+    Piece,
+    SessionClosed,
+    Step,
+    StepFailed,
+)
+
+PREFILL_CHUNK_TOKENS: Final = 32  # small enough that the stages work at the same time
+CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer ends without
+REQUESTS_MAX: Final = 256  # running and queued, of all askers together
+
+TOKENIZING, QUEUED, RUNNING, CLOSING = "tokenizing", "queued", "running", "closing"
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come; holds back incomplete UTF-8."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token completes."""
+
+    def finish(self) -> str:
+        """Return what is left at the end."""
+
+
+class Vocabulary(Protocol):
+    """What home needs of a tokenizer while tokens flow."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+
+    def stream(self) -> TextStream:
+        """Return a decoder for one answer."""
+
+
+@dataclass
+class _Session:
+    id: int  # names the session's steps under one epoch; a session begun again gets another
+    ask: Ask
+    gateway: NodeId
+    state: str = TOKENIZING
+    prompt: tuple[int, ...] = ()
+    generated: list[int] = field(default_factory=list)
+    stream: TextStream | None = None
+    fed: int = 0  # positions given to the ring
+    returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    reason: str = ""  # why the answer ended; empty when nobody waits for it any more
+    close_by: float = 0.0
+    closing: set[NodeId] = field(default_factory=set)  # stages that have not answered yet
+    counters: LinkCounters = field(default_factory=LinkCounters)
+
+    @property
+    def known(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+    def tokens(self, first: int, past: int) -> tuple[int, ...]:
+        return (*self.prompt, *self.generated)[first:past]
+
+
+class Home:
+    """The sessions of the node that holds the embedding, the head and the sampler."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        outbox: Outbox,
+        stage: StageRole,
+        reply: Callable[[NodeId, Piece | Finished | Failure], None],
+    ) -> None:
+        self._me = me
+        self._outbox = outbox
+        self._stage = stage
+        self._reply = reply
+        self._plan: Plan | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._sessions: dict[int, _Session] = {}  # by session id, so in the order of asking
+        self._ids = itertools.count(1)
+
+    @property
+    def sessions_open(self) -> int:
+        """How many sessions are running or waiting."""
+        return len(self._sessions)
+
+    def follow(self, plan: Plan, vocabulary: Vocabulary | None, now: float) -> None:
+        """Begin a new epoch: start again what this node is still home to, forget the rest."""
+        for session in list(self._sessions.values()):
+            if session.state == CLOSING:
+                self._report(session)
+                del self._sessions[session.id]
+        self._plan = plan
+        if plan.home != self._me:
+            self._sessions.clear()
+            return
+        assert vocabulary is not None
+        self._vocabulary = vocabulary
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            self._begin_again(session)
+        self._start_queued(now)
+
+    def ask(self, gateway: NodeId, ask: Ask) -> None:
+        """Begin an answer; a request that is known already is told again what it has missed."""
+        session = next((s for s in self._sessions.values() if s.ask.request == ask.request), None)
+        if session is not None:
+            session.gateway = gateway
+            known = len(ask.tokens)
+            if session.generated[known:]:
+                self._say_again(session, known)
+            return
+        if len(self._sessions) >= REQUESTS_MAX:
+            text = f"{REQUESTS_MAX} requests are waiting already; ask again later"
+            self._reply(gateway, Failure(ask.request, EXIT_FAILED, text))
+            return
+        session = _Session(next(self._ids), ask, gateway)
+        self._sessions[session.id] = session
+        if self._plan is not None and self._plan.home == self._me:
+            self._tokenize(session)
+
+    def cancel(self, request: int, now: float) -> None:
+        """Stop an answer that nobody wants any more."""
+        for session in list(self._sessions.values()):
+            if session.ask.request == request:
+                self._stop(session, now)
+
+    def cancel_of(self, gateway: NodeId, now: float) -> None:
+        """Stop every answer of a gateway that is gone."""
+        for session in list(self._sessions.values()):
+            if session.gateway == gateway:
+                self._stop(session, now)
+
+    def tokenized(self, session_id: int, tokens: tuple[int, ...], now: float) -> None:
+        """Queue the session, or refuse a prompt that leaves no room for an answer."""
+        session = self._sessions.get(session_id)
+        if session is None or session.state != TOKENIZING or self._plan is None:
+            return
+        context = self._plan.context
+        if len(tokens) >= context:
+            error = PromptTooLongError(
+                f"the prompt has {len(tokens)} tokens and this mesh keeps a context of {context}: "
+                "shorten it, or join with a larger --context"
+            )
+            self.fail(session_id, error, now)
+            return
+        assert self._vocabulary is not None
+        session.prompt = tokens
+        session.generated = list(session.ask.tokens[: context - len(tokens)])
+        session.stream = self._vocabulary.stream()
+        for token in session.generated:
+            session.stream.push(token)  # the asker has this text already
+        session.state = QUEUED
+        self._start_queued(now)
+
+    def row_returned(self, step: Step, now: float) -> None:
+        """Take what the last stage sends back: a chunk's end, or the row of the next token."""
+        session = self._sessions.get(step.session)
+        plan = self._plan
+        if session is None or plan is None or step.epoch != plan.epoch:
+            return
+        if session.state != RUNNING or session.returned.pop(step.position, None) is None:
+            return
+        if step.wanted == 0:
+            self._feed(session)
+        elif step.rows == step.wanted == 1:
+            self._make_token(session, self._stage.rows(step))
+
+    def token_made(self, job: HeadJob, token: int, now: float) -> None:
+        """Take the next token: say it, and either end the answer or send it round."""
+        session = self._sessions.get(job.session)
+        if session is None or session.state != RUNNING or self._plan is None:
+            return
+        if job.epoch != self._plan.epoch or job.position != session.known:
+            return
+        assert self._vocabulary is not None
+        assert session.stream is not None
+        session.first_token_at = session.first_token_at or now
+        session.last_token_at = now
+        is_end = token in self._vocabulary.end_tokens and not session.ask.ignore_end
+        if is_end:
+            self._begin_close(session, "stop", now)
+            return
+        index = len(session.generated)
+        session.generated.append(token)
+        text = session.stream.push(token)
+        self._reply(session.gateway, Piece(session.ask.request, index, (token,), text))
+        if len(session.generated) >= session.ask.tokens_max or session.known >= self._plan.context:
+            self._begin_close(session, "length", now)
+        else:
+            self._feed(session)
+
+    def fail(self, session_id: int, error: EdgellamaError, now: float) -> None:
+        """End an answer with an error."""
+        session = self._sessions.get(session_id)
+        if session is not None and session.state != CLOSING:
+            self._reply(session.gateway, Failure(session.ask.request, error.exit_code, str(error)))
+            self._stop(session, now)
+
+    def step_failed(self, message: StepFailed, now: float) -> None:
+        """End the answer that a stage could not compute."""
+        if self._plan is not None and message.epoch == self._plan.epoch:
+            self.fail(message.session, EdgellamaError(message.reason), now)
+
+    def session_closed(self, node: NodeId, message: SessionClosed, now: float) -> None:
+        """Add a stage's counters; the last one completes the answer."""
+        session = self._sessions.get(message.session)
+        if session is None or session.state != CLOSING or node not in session.closing:
+            return
+        session.closing.discard(node)
+        session.counters += message.counters
+        if not session.closing:
+            self._finish(session, now)
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called."""
+        waits = [each.close_by for each in self._sessions.values() if each.state == CLOSING]
+        return min(waits, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """End answers whose stages do not tell their counters in time."""
+        for session in list(self._sessions.values()):
+            if session.state == CLOSING and now >= session.close_by:
+                self._finish(session, now)
+
+    def _tokenize(self, session: _Session) -> None:
+        self._outbox.put(Run(TokenizeJob(session.id, session.ask.prompt, session.ask.raw)))
+
+    def _begin_again(self, session: _Session) -> None:
+        """Under a new epoch no stage knows the session: its known tokens go round once more."""
+        session.id = next(self._ids)
+        self._sessions[session.id] = session
+        session.fed = 0
+        session.returned.clear()
+        if session.state == TOKENIZING:
+            self._tokenize(session)
+        else:
+            session.state = QUEUED
+
+    def _start_queued(self, now: float) -> None:
+        plan = self._plan
+        if plan is None:
+            return
+        running = sum(each.state in (RUNNING, CLOSING) for each in self._sessions.values())
+        for session in list(self._sessions.values()):
+            if session.state != QUEUED:
+                continue
+            if running >= plan.sessions_max:
+                return
+            running += 1
+            session.state = RUNNING
+            session.started_at = session.started_at or now
+            if len(session.generated) >= session.ask.tokens_max or session.known >= plan.context:
+                self._begin_close(session, "length", now)
+            else:
+                self._feed(session)
+
+    def _feed(self, session: _Session) -> None:
+        """Send known tokens that the ring has not seen, a few chunks at a time."""
+        plan = self._plan
+        assert plan is not None
+        while session.fed < session.known and len(session.returned) <= len(plan.stages):
+            first = session.fed
+            past = min(first + PREFILL_CHUNK_TOKENS, session.known)
+            session.fed = past
+            session.returned[first] = past - first
+            wanted = 1 if past == session.known else 0
+            self._stage.run_home(session.id, first, session.tokens(first, past), wanted)
+
+    def _make_token(self, session: _Session, hidden: HiddenRows) -> None:
+        assert self._plan is not None
+        sampling = session.ask.sampling
+        past = session.known
+        recent = session.tokens(max(0, past - sampling.repeat_window), past)
+        job = HeadJob(self._plan.epoch, session.id, past, hidden, sampling, recent)
+        self._outbox.put(Run(job))
+
+    def _say_again(self, session: _Session, known: int) -> None:
+        """Repeat the tokens that a gateway has missed, with the text that they complete."""
+        assert self._vocabulary is not None
+        stream = self._vocabulary.stream()
+        for index, token in enumerate(session.generated):
+            text = stream.push(token)
+            if index >= known:
+                piece = Piece(session.ask.request, index, (token,), text)
+                self._reply(session.gateway, piece)
+
+    def _stop(self, session: _Session, now: float) -> None:
+        if session.state in (RUNNING, CLOSING):
+            self._begin_close(session, "", now)
+        else:
+            del self._sessions[session.id]
+
+    def _begin_close(self, session: _Session, reason: str, now: float) -> None:
+        """End the session everywhere; its KV slot is free when all stages have said so."""
+        assert self._plan is not None
+        session.reason = reason
+        if session.state != CLOSING:
+            session.state = CLOSING
+            session.close_by = now + CLOSE_WAIT_S
+            session.counters += self._stage.forget(session.id)
+            for placement in self._plan.stages[1:]:
+                session.closing.add(placement.node)
+                self._outbox.send(placement.node, CloseSession(self._plan.epoch, session.id))
+        if not session.closing:
+            self._finish(session, now)
+
+    def _finish(self, session: _Session, now: float) -> None:
+        del self._sessions[session.id]
+        self._report(session)
+        self._start_queued(now)
+
+    def _report(self, session: _Session) -> None:
+        if not session.reason:
+            return
+        assert self._plan is not None
+        assert session.stream is not None
+        route = tuple(Route(each.node, each.span) for each in self._plan.stages)
+        first = session.first_token_at or session.started_at
+        finished = Finished(
+            session.ask.request,
+            session.reason,
+            len(session.generated),
+            session.stream.finish(),
+            session.prompt,
+            round((first - session.started_at) * 1e6),
+            round(max(session.last_token_at - first, 0.0) * 1e6),
+            route,
+            session.counters,
+        )
+        self._reply(session.gateway, finished)

@@ -1,0 +1,204 @@
+"""Who is in the mesh: a view merged by gossip, kept alive by heartbeats.
+
+A member's record carries its incarnation (start time) and a version that only the member itself
+raises. Records merge by (incarnation, version, state), so the order in which gossip arrives does
+not matter. Whoever loses the connection to a member says that it is dead; a member that reads
+this of itself raises its version and so refutes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgpack
+
+from edgellama.link.endpoint import Identity
+from edgellama.mesh.effects import Dial, Outbox, Tell
+from edgellama.values import Address, ModelFacts, NodeId
+from edgellama.wire.messages import (
+    ALIVE,
+    DEAD,
+    LEFT,
+    MEMBER_STATES,
+    MEMBERS_MAX,
+    MODELS_MAX,
+    Gossip,
+    Heartbeat,
+    MemberRecord,
+)
+
+HEARTBEAT_S: Final = 1.0
+REDIAL_S: Final = 2.0
+REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
+
+
+def _rank(record: MemberRecord) -> tuple[int, int, int]:
+    return record.incarnation, record.version, MEMBER_STATES.index(record.state)
+
+
+class Membership:
+    """The view of one node, and the messages that keep the views of all alike."""
+
+    def __init__(self, me: MemberRecord, model: ModelFacts | None, outbox: Outbox) -> None:
+        self._me = me.node
+        self._records = {me.node: me}
+        self._models = {model.root: model} if model else {}
+        self._outbox = outbox
+        self._connected: dict[NodeId, int] = {}  # members only: node -> incarnation
+        self._next_heartbeat = 0.0
+        self._redial_at: dict[NodeId, float] = {}
+        self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
+
+    @property
+    def me(self) -> MemberRecord:
+        """This node's own record."""
+        return self._records[self._me]
+
+    @property
+    def models(self) -> Mapping[str, ModelFacts]:
+        """The facts of every model that a member offers or has offered, by root."""
+        return self._models
+
+    def records(self) -> list[MemberRecord]:
+        """Return every known record, in the order of the node ids."""
+        return [self._records[node] for node in sorted(self._records)]
+
+    def living(self) -> list[MemberRecord]:
+        """Return the records of the members that are alive, in the order of their ids."""
+        return [record for record in self.records() if record.state == ALIVE]
+
+    def record(self, node: NodeId) -> MemberRecord | None:
+        """Return what is known of a node."""
+        return self._records.get(node)
+
+    def name(self, node: NodeId) -> str:
+        """Return the node's name for a person."""
+        record = self._records.get(node)
+        return record.name if record else node[:8]
+
+    def connected(self) -> list[NodeId]:
+        """Return the members that this node has a link to, in the order of their ids."""
+        return sorted(self._connected)
+
+    def peer_connected(self, identity: Identity) -> None:
+        """A link to a member has come up: tell it all that is known."""
+        self._connected[identity.node] = identity.incarnation
+        self._redial_at.pop(identity.node, None)
+        # Where this view calls the peer dead, the peer reads it here and refutes it.
+        self._outbox.send(identity.node, self._gossip())
+
+    def peer_disconnected(self, node: NodeId, now: float) -> None:
+        """The link to a member is down: say that this incarnation is dead, unless it has left."""
+        incarnation = self._connected.pop(node, None)
+        record = self._records.get(node)
+        if record and record.incarnation == incarnation and record.state == ALIVE:
+            self._redial_at[node] = now + REDIAL_S
+            self._merge([record._replace(state=DEAD)], now)
+
+    def receive_heartbeat(self, node: NodeId, heartbeat: Heartbeat) -> None:
+        """Answer with all that is known where the other's view differs."""
+        if heartbeat.view_digest != self._digest():
+            self._outbox.send(node, self._gossip())
+
+    def receive_gossip(self, gossip: Gossip, now: float) -> None:
+        """Take in what another member knows."""
+        for model in gossip.models:
+            if model.root not in self._models and len(self._models) < MODELS_MAX:
+                self._models[model.root] = model
+                self.changed_at = now
+        self._merge(gossip.members, now)
+
+    def leave(self, now: float) -> None:
+        """Tell every member that this node goes, so that nobody waits for it."""
+        self._put(self.me._replace(state=LEFT, version=self.me.version + 1), now)
+        self._tell_all()
+
+    def next_timer(self) -> float:
+        """Return when ``handle_timer`` wants to be called."""
+        return min([self._next_heartbeat, *self._redial_at.values()])
+
+    def handle_timer(self, now: float) -> None:
+        """Send heartbeats, and dial living members that this node has no link to."""
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + HEARTBEAT_S
+            self._plan_dials(now)
+        for node in [node for node, due in self._redial_at.items() if now >= due]:
+            record = self._records[node]
+            if node in self._connected or record.state == LEFT:
+                del self._redial_at[node]
+            else:
+                self._redial_at[node] = now + (REDIAL_S if record.state == ALIVE else REDIAL_DEAD_S)
+                self._outbox.put(Dial(Address(record.host, record.port)))
+
+    def heartbeat(self, epoch_seen: int, epoch_active: int) -> Heartbeat:
+        """Return what this node says of itself every second."""
+        return Heartbeat(self._digest(), epoch_seen, epoch_active)
+
+    def is_heartbeat_due(self, now: float) -> bool:
+        """Return whether the next call of ``handle_timer`` begins a new second."""
+        return now >= self._next_heartbeat
+
+    def _plan_dials(self, now: float) -> None:
+        for record in self.living():
+            if record.node != self._me and record.node not in self._connected:
+                self._redial_at.setdefault(record.node, now)
+
+    def _merge(self, records: Iterable[MemberRecord], now: float) -> None:
+        news = False
+        for record in records:
+            known = self._records.get(record.node)
+            if known is None and len(self._records) >= MEMBERS_MAX:
+                continue
+            if known is not None and _rank(record) <= _rank(known):
+                continue
+            if record.node == self._me:
+                news |= self._refute(record, now)
+            else:
+                self._put(record, now)
+                news = True
+        if news:
+            self._tell_all()
+
+    def _refute(self, record: MemberRecord, now: float) -> bool:
+        """Outlive what others say of this node; a later incarnation is another process's word."""
+        me = self.me
+        if record.incarnation > me.incarnation or me.state == LEFT:
+            return False
+        self._put(me._replace(version=record.version + 1), now)
+        return True
+
+    def _put(self, record: MemberRecord, now: float) -> None:
+        before = self._records.get(record.node)
+        self._records[record.node] = record
+        state_before = before.state if before else None
+        if record.node != self._me:
+            self._tell(record, before)
+        volatile = {"version": 0}
+        if (
+            before is None
+            or state_before != record.state
+            or before._replace(**volatile) != record._replace(**volatile)
+        ):
+            self.changed_at = now
+
+    def _tell(self, record: MemberRecord, before: MemberRecord | None) -> None:
+        was_there = before is not None and before.state == ALIVE
+        if record.state == ALIVE and not was_there:
+            self._outbox.put(Tell(f"{record.name} joined from {record.host}"))
+        elif record.state != ALIVE and was_there:
+            self._outbox.put(Tell(f"{record.name} {'left' if record.state == LEFT else 'is lost'}"))
+
+    def _gossip(self) -> Gossip:
+        return Gossip(tuple(self.records()), tuple(self._models[r] for r in sorted(self._models)))
+
+    def _tell_all(self) -> None:
+        gossip = self._gossip()
+        for node in self.connected():
+            self._outbox.send(node, gossip)
+
+    def _digest(self) -> str:
+        known = [[record.node, *_rank(record)] for record in self.records()]
+        packed: bytes = msgpack.packb([known, sorted(self._models)])
+        return hashlib.blake2b(packed, digest_size=8).hexdigest()

@@ -1,0 +1,279 @@
+"""Epochs: who proposes a plan, when, and how all come to follow the same one.
+
+The leader is the living member with the lowest id. When the view has been still for a moment and
+the placement that the facts ask for is not the one in force, it proposes a plan under a greater
+epoch; the stages load and say so; the leader announces the plan as active. Of two plans the
+greater (epoch, leader) wins everywhere, so there is nothing to vote on.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgellama.errors import ModelConflictError
+from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
+from edgellama.mesh.membership import Membership
+from edgellama.plan.ram import Requirements, Unplaceable, place
+from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
+from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
+
+SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
+CONTEXT_DEFAULT: Final = 2048
+
+
+class Planning:
+    """One node's part in agreeing on a plan."""
+
+    def __init__(self, membership: Membership, sessions_max: int, outbox: Outbox) -> None:
+        self._membership = membership
+        self._sessions_max = sessions_max
+        self._outbox = outbox
+        self._me = membership.me.node
+        self._greatest: Plan | None = None  # proposed or active, by (epoch, leader)
+        self._facts: ModelFacts | None = None  # of the greatest plan's model
+        self._active: Plan | None = None
+        self._announced_active = False  # the greatest plan has been called active by its leader
+        self._loaded = False  # this node holds its span of the greatest plan
+        self._ready: set[NodeId] = set()
+        self._incarnations: dict[NodeId, int] = {}  # of the greatest plan's stages
+        self._unfit: set[tuple[NodeId, int]] = set()
+        self._considered_at = -1.0  # the view's changed_at that the leader last looked at
+        self.trouble = ""  # why no plan can be made, for a person
+
+    @property
+    def active(self) -> Plan | None:
+        """The plan in force here."""
+        return self._active
+
+    @property
+    def epoch_seen(self) -> int:
+        """The greatest epoch that this node knows of."""
+        return self._greatest.epoch if self._greatest else 0
+
+    def facts(self) -> ModelFacts | None:
+        """Return the facts of the model that the mesh hosts or is about to host."""
+        root = self._model_root()
+        if self._facts is not None and self._facts.root == root:
+            return self._facts
+        return self._membership.models.get(root)
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called; None when only news can change things."""
+        if self._considered_at == self._membership.changed_at:
+            return None
+        return self._membership.changed_at + SETTLE_S
+
+    def handle_timer(self, now: float) -> None:
+        """When the view has settled: see what the facts ask for and, as the leader, propose it."""
+        due = self.next_timer()
+        if due is None or now < due:
+            return
+        self._considered_at = self._membership.changed_at
+        self._look_for_conflict()
+        self._consider()
+
+    def peer_connected(self, node: NodeId) -> None:
+        """Tell a newcomer which plan is in force, or proposed by this node."""
+        plan = self._greatest
+        if plan and (self._announced_active or plan.leader == self._me):
+            self._outbox.send(node, self._announcement())
+        if plan and plan.leader == node and self._loaded:
+            self._outbox.send(node, StageReady(plan.epoch))
+
+    def receive_announcement(self, node: NodeId, announcement: PlanAnnouncement) -> bool:
+        """Follow a greater plan; return whether the plan in force here has changed."""
+        plan = announcement.plan
+        if self._greatest and _key(plan) < _key(self._greatest):
+            self._outbox.send(node, self._announcement())
+            return False
+        if self._greatest is None or _key(plan) > _key(self._greatest):
+            self._follow(plan, announcement.model)
+        if announcement.active:
+            self._announced_active = True
+        return self._activate_if_possible()
+
+    def plan_loaded(self, epoch: int) -> bool:
+        """Take note that this node's span is loaded; return whether the plan in force changed."""
+        if self._greatest is None or self._greatest.epoch != epoch:
+            return False
+        self._loaded = True
+        if self._greatest.leader != self._me:
+            self._outbox.send(self._greatest.leader, StageReady(epoch))
+        return self.stage_ready(self._me, epoch)
+
+    def plan_failed(self, epoch: int, reason: str) -> None:
+        """Tell the leader that this node's span cannot be loaded."""
+        if self._greatest is None or self._greatest.epoch != epoch:
+            return
+        if self._greatest.leader == self._me:
+            self.stage_failed(self._me, epoch, reason)
+        else:
+            self._outbox.send(self._greatest.leader, StageFailed(epoch, reason))
+
+    def stage_ready(self, node: NodeId, epoch: int) -> bool:
+        """Take note of a loaded stage; return whether the plan in force here has changed."""
+        plan = self._greatest
+        if plan is None or plan.epoch != epoch:
+            return False
+        if plan.leader == self._me:
+            self._ready.add(node)
+            if all(placement.node in self._ready for placement in plan.stages):
+                self._announced_active = True
+                self._announce()
+        return self._activate_if_possible()
+
+    def stage_failed(self, node: NodeId, epoch: int, reason: str) -> None:
+        """As the leader, plan again without the device that could not load its span."""
+        if self._greatest is None or self._greatest.epoch != epoch:
+            return
+        self._outbox.put(Tell(f"{self._membership.name(node)} cannot take its layers: {reason}"))
+        record = self._membership.record(node)
+        if self._greatest.leader == self._me and record is not None:
+            self._unfit.add((node, record.incarnation))
+            self._consider()
+
+    def has_loaded(self, epoch: int) -> bool:
+        """Return whether steps under this epoch can be computed here."""
+        return self._loaded and self.epoch_seen == epoch
+
+    def _is_leader(self) -> bool:
+        return self._me == min(record.node for record in self._membership.living())
+
+    def _model_root(self) -> str:
+        """The model of the plan while it is served or offered, else that of the earliest offer."""
+        offers = self._offers()
+        roots = {record.model_root for record in offers}
+        plan = self._greatest
+        if plan and (plan.model_root in roots or self._is_whole(plan)):
+            return plan.model_root
+        return min(offers, key=_seniority).model_root if offers else ""
+
+    def _offers(self) -> list[MemberRecord]:
+        return [record for record in self._membership.living() if record.model_root]
+
+    def _look_for_conflict(self) -> None:
+        """A mesh hosts one model; whoever came later with another one is told so and goes."""
+        root, mine = self._model_root(), self._membership.me.model_root
+        if not mine or mine == root:
+            return
+        facts = self.facts()
+        host = next((r.name for r in self._offers() if r.model_root == root), "another device")
+        name = facts.name if facts else root[:12]
+        self._outbox.put(
+            GiveUp(
+                ModelConflictError(
+                    f"this mesh already hosts the model {name!r} offered by {host}; join without "
+                    "--model to help with it, or start a mesh of its own with another EDGELLAMA_KEY"
+                )
+            )
+        )
+
+    def _consider(self) -> None:
+        facts = self.facts()
+        if facts is None:
+            self._set_trouble("no device of this mesh offers a model; join one with --model FILE")
+            return
+        requirements = self._requirements(facts)
+        devices = [
+            DeviceFacts(record.node, record.name, record.ram_bytes)
+            for record in self._membership.living()
+            if (record.node, record.incarnation) not in self._unfit
+        ]
+        placement = place(facts, devices, requirements)
+        if isinstance(placement, Unplaceable):
+            self._set_trouble(placement.reason)
+            return
+        self.trouble = ""
+        plan = Plan(
+            self.epoch_seen + 1,
+            self._me,
+            facts.root,
+            requirements.context,
+            requirements.sessions_max,
+            placement,
+        )
+        if self._is_leader() and not self._is_in_force(plan):
+            self._follow(plan, facts)
+            self._announce()
+
+    def _set_trouble(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            self._outbox.put(Tell(trouble))
+        self.trouble = trouble
+
+    def _requirements(self, facts: ModelFacts) -> Requirements:
+        asked = [record.context for record in self._membership.living() if record.context]
+        context = min([*asked, facts.context_max]) if asked else facts.context_max
+        return Requirements(
+            context if asked else min(context, CONTEXT_DEFAULT), self._sessions_max
+        )
+
+    def _is_in_force(self, plan: Plan) -> bool:
+        """Return whether the greatest plan is this one but for its epoch, and can be kept."""
+        greatest = self._greatest
+        if greatest is None or not self._is_whole(greatest):
+            return False
+        if not self._announced_active and greatest.leader != self._me:
+            return False  # its leader is gone: nobody would call it active
+        return (greatest.stages, greatest.context, greatest.model_root) == (
+            plan.stages,
+            plan.context,
+            plan.model_root,
+        )
+
+    def _is_whole(self, plan: Plan) -> bool:
+        """Return whether every stage of the greatest plan lives and has not restarted."""
+        return 0 not in self._incarnations.values() and (
+            self._stage_incarnations(plan) == self._incarnations
+        )
+
+    def _described(self, plan: Plan) -> str:
+        return ", ".join(
+            f"{self._membership.name(each.node)} layers {each.span.first} to {each.span.past - 1}"
+            if each.span.count
+            else f"{self._membership.name(each.node)} no layers"
+            for each in plan.stages
+        )
+
+    def _follow(self, plan: Plan, facts: ModelFacts) -> None:
+        self._outbox.put(Tell(f"plan {plan.epoch}: {self._described(plan)}"))
+        self._greatest = plan
+        self._facts = facts
+        self._announced_active = False
+        self._ready = set()
+        self._loaded = False
+        self._incarnations = self._stage_incarnations(plan)
+        self.trouble = ""
+        if plan.stage_of(self._me) is not None:
+            self._outbox.put(LoadPlan(plan, facts))
+
+    def _stage_incarnations(self, plan: Plan) -> dict[NodeId, int]:
+        living = {record.node: record.incarnation for record in self._membership.living()}
+        return {each.node: living.get(each.node, 0) for each in plan.stages}
+
+    def _activate_if_possible(self) -> bool:
+        plan = self._greatest
+        if plan is None or plan == self._active or not self._announced_active:
+            return False
+        if plan.stage_of(self._me) is not None and not self._loaded:
+            return False
+        self._active = plan
+        self._outbox.put(DropEpochsBefore(plan.epoch))
+        return True
+
+    def _announcement(self) -> PlanAnnouncement:
+        assert self._greatest is not None
+        assert self._facts is not None
+        return PlanAnnouncement(self._greatest, self._facts, self._announced_active)
+
+    def _announce(self) -> None:
+        for node in self._membership.connected():
+            self._outbox.send(node, self._announcement())
+
+
+def _key(plan: Plan) -> tuple[int, NodeId]:
+    return plan.epoch, plan.leader
+
+
+def _seniority(record: MemberRecord) -> tuple[int, NodeId]:
+    return record.incarnation, record.node
