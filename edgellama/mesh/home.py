@@ -177,7 +177,7 @@ class Home:
         session.state = QUEUED
         self._start_queued(now)
 
-    def row_returned(self, step: Step, now: float) -> None:
+    def row_returned(self, step: Step) -> None:
         """Take what the last stage sends back: a chunk's end, or the row of the next token."""
         session = self._sessions.get(step.session)
         plan = self._plan

@@ -1,0 +1,313 @@
+"""One node of the mesh as a value: events and results in, effects out, time as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edgellama_kernels import HiddenRows
+
+from edgellama.errors import EdgellamaError, WireError
+from edgellama.link.endpoint import Connected, Disconnected, Event, Identity, MessageReceived
+from edgellama.mesh.effects import (
+    Effect,
+    HeadJob,
+    Job,
+    JobResult,
+    Outbox,
+    StageJob,
+    ToAsker,
+    TokenizeJob,
+)
+from edgellama.mesh.gateway import Gateway
+from edgellama.mesh.home import Home, Vocabulary
+from edgellama.mesh.membership import Membership
+from edgellama.mesh.planning import Planning
+from edgellama.mesh.stage_role import StageRole
+from edgellama.values import LinkCounters, ModelFacts, NodeId, Span
+from edgellama.wire.messages import (
+    Ask,
+    Cancel,
+    CloseSession,
+    Failure,
+    Finished,
+    Gossip,
+    Heartbeat,
+    MemberRecord,
+    MemberStatus,
+    Message,
+    Notice,
+    Piece,
+    PlanAnnouncement,
+    SessionClosed,
+    StageFailed,
+    StageReady,
+    StatusQuery,
+    StatusReply,
+    Step,
+    StepFailed,
+    StepNeeded,
+    StepStale,
+    decode,
+)
+
+
+class Surroundings(Protocol):
+    """What the node's shell can be asked at any moment, without waiting."""
+
+    def counters(self, node: NodeId | None) -> LinkCounters:
+        """Return what has gone over the link to ``node``, or over all links."""
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Return the tokenizer of the model loaded here."""
+
+
+class MeshNode:
+    """Routes messages to the parts of a node, and gathers what they want done."""
+
+    def __init__(
+        self,
+        me: MemberRecord,
+        model: ModelFacts | None,
+        sessions_max: int,
+        surroundings: Surroundings,
+        *,
+        open_mesh: bool,
+    ) -> None:
+        self._outbox = Outbox()
+        self._me = me.node
+        self._surroundings = surroundings
+        self._open_mesh = open_mesh
+        self._guests: set[NodeId] = set()
+        self.membership = Membership(me, model, self._outbox)
+        self.planning = Planning(self.membership, sessions_max, self._outbox)
+        self.stage = StageRole(
+            me.node, self._outbox, lambda: surroundings.counters(None), self._peer_reads_lz4
+        )
+        self.home = Home(me.node, self._outbox, self.stage, self._home_replies)
+        self.gateway = Gateway(self._answer, self._hand_over)
+        self._now = 0.0  # of the event that is being handled, for replies within it
+
+    def effects(self) -> list[Effect]:
+        """Return what is to be done since the last call."""
+        return self._outbox.drain()
+
+    def handle_event(self, event: Event, now: float) -> None:
+        """Take an event of the link."""
+        self._now = now
+        if isinstance(event, Connected):
+            self._connected(event.identity)
+        elif isinstance(event, Disconnected):
+            self._disconnected(event.node)
+        elif isinstance(event, MessageReceived):
+            try:
+                self._receive(event.node, decode(event.message))
+            except WireError:
+                # A peer with the key speaks nonsense: it is another release or a broken one, and
+                # what it said has no effect. Its link stays, as its other messages may be sound.
+                return
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called."""
+        timers = [self.membership.next_timer(), self.planning.next_timer(), self.home.next_timer()]
+        return min((timer for timer in timers if timer is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due at ``now``."""
+        self._now = now
+        if self.membership.is_heartbeat_due(now):
+            active = self.planning.active
+            heartbeat = self.membership.heartbeat(
+                self.planning.epoch_seen, active.epoch if active else 0
+            )
+            for node in self.membership.connected():
+                self._outbox.send(node, heartbeat)
+        self.membership.handle_timer(now)
+        self.planning.handle_timer(now)
+        if self.planning.trouble:
+            self.gateway.give_up(self.planning.trouble)
+        self.home.handle_timer(now)
+
+    def leave(self, now: float) -> None:
+        """Tell the others that this node goes."""
+        self.membership.leave(now)
+
+    def ask(self, ask: Ask, now: float) -> None:
+        """Take a request from this very process; its answer comes as ``ToAsker`` effects."""
+        self._now = now
+        self.gateway.ask(self._me, ask, self.planning.trouble)
+
+    def cancel(self, request: int, now: float) -> None:
+        """Stop a request of this very process."""
+        self._now = now
+        self.gateway.cancel(self._me, request)
+
+    def plan_loaded(self, epoch: int, now: float) -> None:
+        """Take note that this node's span under this epoch can compute."""
+        self._now = now
+        if self.planning.plan_loaded(epoch):
+            self._follow_plan()
+
+    def plan_failed(self, epoch: int, error: EdgellamaError, now: float) -> None:
+        """Take note that this node's span cannot be loaded."""
+        self._now = now
+        self.planning.plan_failed(epoch, str(error))
+
+    def job_done(self, job: Job, result: JobResult | EdgellamaError, now: float) -> None:
+        """Take what the compute thread has made of a job."""
+        self._now = now
+        if isinstance(result, EdgellamaError):
+            self._job_failed(job, result)
+        elif isinstance(job, StageJob):
+            assert isinstance(result, HiddenRows)
+            step = self.stage.computed(job, result)
+            if step is not None:
+                self.home.row_returned(step)
+        elif isinstance(job, HeadJob):
+            assert isinstance(result, int)
+            self.home.token_made(job, result, now)
+        elif isinstance(job, TokenizeJob):
+            assert isinstance(result, tuple)
+            self.home.tokenized(job.session, result, now)
+
+    def status(self, request: int = 0) -> StatusReply:
+        """Return how the mesh stands, as this node sees it."""
+        plan = self.planning.active
+        spans = {each.node: each.span for each in plan.stages} if plan else {}
+        members = tuple(
+            MemberStatus(
+                record,
+                spans.get(record.node, Span(0, 0)),
+                plan is not None and plan.home == record.node,
+                self._surroundings.counters(None if record.node == self._me else record.node),
+            )
+            for record in self.membership.records()
+        )
+        facts = self.planning.facts()
+        return StatusReply(
+            request,
+            self._me,
+            plan is not None and not self.planning.trouble,
+            plan.epoch if plan else 0,
+            (facts,) if facts else (),
+            plan.context if plan else 0,
+            members,
+            self.planning.trouble,
+            self._open_mesh,
+        )
+
+    def _connected(self, identity: Identity) -> None:
+        if identity.guest:
+            self._guests.add(identity.node)
+            return
+        self.membership.peer_connected(identity)
+        self.planning.peer_connected(identity.node)
+        self.gateway.home_connected(identity.node)
+
+    def _disconnected(self, node: NodeId) -> None:
+        if node in self._guests:
+            self._guests.discard(node)
+            self.gateway.cancel_of(node)
+            return
+        self.membership.peer_disconnected(node, self._now)
+        self.home.cancel_of(node, self._now)
+
+    def _receive(self, node: NodeId, message: Message) -> None:
+        if node in self._guests:
+            self._receive_from_guest(node, message)
+        else:
+            self._receive_from_member(node, message)
+
+    def _receive_from_guest(self, node: NodeId, message: Message) -> None:
+        match message:
+            case Ask():
+                self.gateway.ask(node, message, self.planning.trouble)
+            case Cancel():
+                self.gateway.cancel(node, message.request)
+            case StatusQuery():
+                self._outbox.send(node, self.status(message.request))
+            case _:
+                raise WireError(f"a guest sent a {type(message).__name__}")
+
+    def _receive_from_member(self, node: NodeId, message: Message) -> None:
+        match message:
+            case Step():
+                self._receive_step(node, message)
+            case Piece() | Finished() | Failure():
+                self.gateway.home_says(message)
+            case Heartbeat():
+                self.membership.receive_heartbeat(node, message)
+            case Gossip():
+                self.membership.receive_gossip(message, self._now)
+            case PlanAnnouncement():
+                if self.planning.receive_announcement(node, message):
+                    self._follow_plan()
+            case StageReady():
+                if self.planning.stage_ready(node, message.epoch):
+                    self._follow_plan()
+            case StageFailed():
+                self.planning.stage_failed(node, message.epoch, message.reason)
+            case Ask():
+                self.home.ask(node, message)
+            case Cancel():
+                self.home.cancel(message.request, self._now)
+            case CloseSession():
+                self.stage.close(node, message)
+            case SessionClosed():
+                self.home.session_closed(node, message, self._now)
+            case StepFailed():
+                self.home.step_failed(message, self._now)
+            case StepNeeded() | StepStale() | Notice() | StatusQuery() | StatusReply():
+                # A stale or missing step ends with the next epoch, which begins answers again.
+                return
+
+    def _receive_step(self, node: NodeId, step: Step) -> None:
+        plan = self.planning.active
+        if plan is not None and step.epoch == plan.epoch and step.stage == len(plan.stages):
+            self.home.row_returned(step)
+        else:
+            self.stage.receive(node, step)
+
+    def _follow_plan(self) -> None:
+        plan = self.planning.active
+        facts = self.planning.facts()
+        assert plan is not None
+        assert facts is not None
+        self.stage.follow(plan, facts.width)
+        self.home.follow(plan, self._surroundings.vocabulary(), self._now)
+        self.gateway.follow(plan)
+
+    def _job_failed(self, job: Job, error: EdgellamaError) -> None:
+        if isinstance(job, StageJob) and self.planning.active is not None:
+            if self.planning.active.home == self._me:
+                self.home.fail(job.session, error, self._now)
+            else:
+                self.stage.failed(job, str(error))
+        elif not isinstance(job, StageJob):
+            self.home.fail(job.session, error, self._now)
+
+    def _peer_reads_lz4(self, node: NodeId) -> bool:
+        record = self.membership.record(node)
+        return record is not None and record.reads_lz4
+
+    def _home_replies(self, gateway: NodeId, message: Piece | Finished | Failure) -> None:
+        if gateway == self._me:
+            self.gateway.home_says(message)
+        else:
+            self._outbox.send(gateway, message)
+
+    def _answer(self, asker: NodeId, message: Piece | Finished | Failure | Notice) -> None:
+        if asker == self._me:
+            self._outbox.put(ToAsker(message))
+        else:
+            self._outbox.send(asker, message)
+
+    def _hand_over(self, home: NodeId, message: Ask | Cancel) -> None:
+        if home != self._me:
+            self._outbox.send(home, message)
+        elif isinstance(message, Ask):
+            self.home.ask(self._me, message)
+        else:
+            self.home.cancel(message.request, self._now)
+
+
