@@ -144,7 +144,7 @@ def model_tensors(shape: Shape) -> list[Matrix]:
     kv_width = shape.width // shape.heads * shape.kv_heads
     keeping = 1 / math.sqrt(shape.width)
     adding = 1 / math.sqrt(2 * shape.layers)
-    tensors = [Matrix("token_embd.weight", (shape.width, shape.vocabulary), 1.0 * keeping * 8)]
+    tensors = [Matrix("token_embd.weight", (shape.width, shape.vocabulary), 2 * keeping)]
     for layer in range(shape.layers):
         inner = shape.feed_forward
         tensors += [
