@@ -173,6 +173,10 @@ class Manifest:
         firsts = self._first_chunks
         return [chunk for n in numbers for chunk in range(firsts[n], firsts[n + 1])]
 
+    def bytes_of(self, chunks: Iterable[int]) -> int:
+        """Return how many bytes these chunks have together."""
+        return sum(self.chunk(index).size for index in chunks)
+
     def agrees_with(self, gguf: GgufFile) -> bool:
         """Tell whether the file's own header describes the same tensors at the same places."""
         told = {t.name: (t.offset, t.bytes) for t in gguf.tensors.values()}

@@ -2,11 +2,11 @@
 
 ::
 
-    store/<root>.manifest        the manifest, in its one encoding
-    store/<root>.gguf.partial    a sparse copy, while chunks are missing
-    store/<root>.chunks          which chunks it has
-    store/<root>.gguf            the copy when all are there
-    store/own/<path hash>        the root of a user's file, so that it is hashed once
+    <root>.manifest        the manifest, in its one encoding
+    <root>.gguf.partial    a sparse copy, while chunks are missing
+    <root>.chunks          which chunks it has
+    <root>.gguf            the copy when all are there
+    own/<path hash>        the root of a user's file, so that it is hashed once
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 class Store:
-    """The folder ``store/`` under ``directory``; safe to use from several threads and processes.
+    """The folder of all of this device's weights; safe to use from several threads and processes.
 
     A model that is asked for twice is the same object, so what one thread fetches another
     serves at once.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._folder = directory / "store"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._own: dict[str, OwnModel] = {}
         self._stored: dict[str, StoredModel] = {}
         self._lock = threading.Lock()
