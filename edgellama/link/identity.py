@@ -1,0 +1,22 @@
+"""Who speaks over a link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgellama.values import NodeId
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A node, and which of its lives it is in.
+
+    A greater incarnation of the same node voids every connection of a lesser one. A guest asks,
+    but is no member of the mesh; it has a node id of its own.
+    """
+
+    node: NodeId
+    incarnation: int
+    guest: bool = False

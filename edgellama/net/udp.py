@@ -1,0 +1,270 @@
+"""The one UDP socket of a node and the one thread that moves its datagrams.
+
+A non-blocking socket drained by a plain loop costs a fifth of the CPU time of asyncio's datagram
+protocol a packet, and the loop keeps the order that the link wants: read everything, let the
+layers above answer, then send, so that an answer carries the acknowledgement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import time
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, Self
+
+from edgellama.errors import NetworkError
+from edgellama.values import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellama.link.endpoint import Endpoint, Event
+
+DEFAULT_PORT = 7711
+
+RECEIVE_BUFFER_BYTES_WANTED = 4 << 20
+BUFFER_BYTES_PER_PACKET = 2560
+"""What the kernel charges a datagram of 1200 bytes, its own bookkeeping included."""
+
+WINDOW_PACKETS_LEAST = 16
+WINDOW_PACKETS_MOST = 2048
+"""A window of 2048 packets fills 100 MB/s at 20 ms: more would only add memory."""
+
+READ_BYTES = 2048
+"""More than any datagram of ours, so that a longer one is seen to be none."""
+
+READS_MAX = 256
+"""Datagrams read before the layers above and the sending side have their turn."""
+
+BLOCKED_RETRY_S = 0.002
+"""A full radio queue (ENOBUFS) does not become writable; it is tried again."""
+
+IDLE_WAIT_S = 10.0
+
+_BLOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}
+
+
+class SendOutcome(Enum):
+    """What became of a datagram."""
+
+    SENT = "sent"
+    BLOCKED = "blocked"  # no room at the moment: try the same again in some milliseconds
+    DROPPED = "dropped"  # no way there at the moment: the link repeats or gives up
+
+
+class UdpSocket:
+    """A bound, non-blocking IPv4 UDP socket that takes errors of the network as weather.
+
+    Raises NetworkError when it cannot be bound.
+    """
+
+    def __init__(self, host: str = "", port: int = DEFAULT_PORT) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise NetworkError(_bind_failure(host, port, error)) from None
+        self._socket.setblocking(False)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            # Without the permission for so much, the system grants what it allows or refuses.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES_WANTED)
+        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        packets = granted // BUFFER_BYTES_PER_PACKET
+        self.window_packets = min(max(packets, WINDOW_PACKETS_LEAST), WINDOW_PACKETS_MOST)
+        self.address = Address(*self._socket.getsockname())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, for selectors."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def receive(self) -> tuple[bytes, Address] | None:
+        """Return the next datagram and its source, or None when there is none at the moment."""
+        for _ in range(READS_MAX):
+            try:
+                data, (host, port) = self._socket.recvfrom(READ_BYTES)
+            except BlockingIOError:
+                return None
+            except OSError:
+                # An earlier datagram of ours found no one (Windows reports it here), or one that
+                # came was longer than any of ours: neither says anything about the next.
+                continue
+            return data, Address(host, port)
+        return None
+
+    def send(self, data: bytes, address: Address) -> SendOutcome:
+        """Send a datagram; what the network refuses at the moment is no error."""
+        try:
+            self._socket.sendto(data, address)
+        except OSError as error:
+            return SendOutcome.BLOCKED if error.errno in _BLOCKED else SendOutcome.DROPPED
+        except OverflowError:  # a port that no socket has: an address from outside, not ours
+            return SendOutcome.DROPPED
+        return SendOutcome.SENT
+
+
+def _bind_failure(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} is in use on this device: end what uses it or choose another with --port"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"this device has no address {host}: choose one of its own with --listen"
+    if error.errno == errno.EACCES:
+        return f"the system does not allow port {port}: choose one above 1023 with --port"
+    return f"port {port} cannot be opened: {error.strerror}"
+
+
+class Handler(Protocol):
+    """What stands above the link on the I/O thread: takes events and has timers of its own."""
+
+    def handle_event(self, event: Event, now: float) -> None:
+        """Take an event of the endpoint."""
+        ...
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called, if at all."""
+        ...
+
+    def handle_timer(self, now: float) -> None:
+        """Do what has become due."""
+        ...
+
+
+class UdpDriver:
+    """Runs an Endpoint and a Handler over a socket, on the thread that calls ``run``.
+
+    The endpoint and the handler belong to that thread; others reach them with ``post``.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        udp_socket: UdpSocket,
+        handler: Handler,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._endpoint = endpoint
+        self._socket = udp_socket
+        self._handler = handler
+        self._clock = clock
+        self._posted: deque[Callable[[float], None]] = deque()
+        self._unsent: deque[tuple[bytes, Address]] = deque()  # one poll's datagrams at most
+        self._stopping = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._selector.register(udp_socket, selectors.EVENT_READ)
+
+    def post(self, call: Callable[[float], None]) -> None:
+        """Have the I/O thread run ``call(now)`` soon; may be called from any thread."""
+        self._posted.append(call)
+        self._wake()
+
+    def stop(self) -> None:
+        """Let ``run`` return after what was posted before; may be called from any thread."""
+        self._stopping = True
+        self._wake()
+
+    def close(self) -> None:
+        """Free what wakes the thread; ``run`` does so at its end."""
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def run(self) -> None:
+        """Move datagrams until ``stop``, and send what is due then, a close for example.
+
+        What the handler or a posted call raises ends the loop and is raised here.
+        """
+        try:
+            while not self._stopping:
+                self._turn()
+            self._run_posted()
+            self._send()
+        finally:
+            self.close()
+
+    def _wake(self) -> None:
+        # Full: the thread will wake anyway. Closed: it has ended.
+        with contextlib.suppress(OSError):
+            self._wake_writer.send(b"\0")
+
+    def _turn(self) -> None:
+        """Read, let the layers above act, send; then wait for something to happen."""
+        drained = self._read()
+        self._run_posted()
+        self._run_timers()
+        self._hand_over_events()
+        sent_all = self._send()
+        wait_s = self._wait_s() if drained and sent_all else 0.0
+        if self._unsent:
+            wait_s = BLOCKED_RETRY_S
+        self._wait(wait_s)
+
+    def _read(self) -> bool:
+        """Read what has come; return False when more may be there."""
+        for _ in range(READS_MAX):
+            received = self._socket.receive()
+            if received is None:
+                return True
+            self._endpoint.receive_datagram(*received, self._clock())
+        return False
+
+    def _run_posted(self) -> None:
+        for _ in range(len(self._posted)):
+            self._posted.popleft()(self._clock())
+
+    def _run_timers(self) -> None:
+        # After reading: what waited in the socket may be the very sign of life that is missed.
+        now = self._clock()
+        for timed in (self._endpoint, self._handler):
+            timer = timed.next_timer()
+            if timer is not None and timer <= now:
+                timed.handle_timer(now)
+
+    def _hand_over_events(self) -> None:
+        while (event := self._endpoint.next_event()) is not None:
+            self._handler.handle_event(event, self._clock())
+
+    def _send(self) -> bool:
+        """Send what is due; return False when the endpoint may have more or the socket is full."""
+        if not self._unsent:
+            self._unsent.extend(self._endpoint.datagrams_to_send(self._clock()))
+            if not self._unsent:
+                return True
+        while self._unsent:
+            if self._socket.send(*self._unsent[0]) is SendOutcome.BLOCKED:
+                break
+            self._unsent.popleft()
+        return False
+
+    def _wait_s(self) -> float:
+        timers = [self._endpoint.next_timer(), self._handler.next_timer()]
+        soonest = min((timer for timer in timers if timer is not None), default=None)
+        if soonest is None:
+            return IDLE_WAIT_S
+        return min(max(0.0, soonest - self._clock()), IDLE_WAIT_S)
+
+    def _wait(self, wait_s: float) -> None:
+        for key, _ in self._selector.select(wait_s):
+            if key.fileobj is self._wake_reader:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_reader.recv(4096)
