@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 SHARED_MODEL = HERE.parents[2] / "shared" / "models" / "stories260K.gguf"
 DEMO_FOLDER = HERE.parents[1] / "edgellama" / "demo"
+
+# A run that is asked to end ends its devices and removes its namespaces, as after Ctrl-C.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 # A whole run compiles each kernel once: hosts share the cache, as two programs on one device do.
 os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,8 @@ def without_numba(tmp_path: Path) -> dict[str, str]:
     block = "import sys\nsys.modules['numba'] = None\n"
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(block)
-    return {"PYTHONPATH": str(tmp_path / "blocked")}
+    paths = [str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def test_without_numba_alone(

@@ -26,9 +26,9 @@ LIMIT_BYTES = 512 * 2**20  # of the whole process: share, interpreter, kernels, 
 def large_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Write the random model; it is large, so it goes as soon as the tests are over."""
     path = tmp_path_factory.mktemp("large") / "random-1.1b.gguf"
-    make = [sys.executable, ROOT / "tools" / "make_random_model.py", "--out", path]
+    make = [sys.executable, ROOT / "tools" / "make_random_model.py"]
     shape = ["--shape", "tinyllama-1.1b", "--type", "Q4_0"]
-    subprocess.run([*make, *shape], check=True, capture_output=True)
+    subprocess.run([*make, *shape, path], check=True, capture_output=True)
     yield path
     path.unlink()
 
