@@ -65,9 +65,8 @@ def exponential(x: Float32) -> Float32:
     with np.errstate(all="ignore"):
         z = np.minimum(np.maximum(x, EXP_LOWEST), EXP_HIGHEST)
         k = np.rint(z * LOG2_E)
-        r = z - k * LN2_HIGH
-        r = r - k * LN2_LOW
-        p: Float32 = np.full_like(z, EXP_FIRST)
+        r = (z - k * LN2_HIGH) - k * LN2_LOW
+        p: NDArray[Any] = np.full_like(z, EXP_FIRST)
         for coefficient in EXP_COEFFICIENTS:
             p = p * r + coefficient
         y = (r + p * (r * r)) + ONE

@@ -1,0 +1,194 @@
+"""Compiled matmuls over layout R8 (rule 1): the lane is the row, so no sum crosses lanes.
+
+A kernel works on the groups of eight rows ``first`` up to ``past``. All arguments are addresses
+and sizes: activations as ``QuantizedBlocks`` or float32 [tokens, columns], ``residual`` float32
+[tokens, rows] or 0, ``y`` float32 [tokens, rows]. ``scratch`` is the calling thread's own memory,
+room for ``TOKENS_TILE`` sums of eight rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellama_kernels.jit import inlined, kernel
+from edgellama_kernels.lanes import load_lanes, store_lanes
+from edgellama_kernels.vec import (
+    PREFETCH_BYTES,
+    broadcast_f32,
+    broadcast_i32,
+    dot_bytes,
+    dot_nibbles,
+    float_from_i32,
+    load_bfloat_x8,
+    load_block,
+    load_f32x8,
+    load_half_x8,
+    load_nibbles,
+    prefetch,
+    store_f32x8,
+    zeros_f32x8,
+)
+
+NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
+BLOCK_BYTES = 256  # a block of Q8_0 of eight rows, without scales
+TOKENS_TILE = 512  # their sums (16 KiB) stay in the first-level cache
+KIND_F32, KIND_F16, KIND_BF16 = 0, 1, 2
+
+
+@inlined
+def finish(y: int, residual: int, index: int, count: int, lanes: Any) -> None:
+    """Store ``count`` rows' sums; a residual is one more addition afterwards."""
+    if residual != 0:
+        lanes = lanes + load_lanes(residual, index, count)
+    store_lanes(y, index, count, lanes)
+
+
+@kernel
+def decode_nibbles(
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
+    residual: int, y: int, rows: int, first: int, past: int,
+) -> int:  # fmt: skip
+    """Q4_0 for one token: the weights pass by once, at the speed of memory."""
+    for group in range(first, past):
+        total = zeros_f32x8()
+        for block in range(group * blocks, (group + 1) * blocks):
+            at = block * NIBBLES_BYTES
+            prefetch(quants, at + PREFETCH_BYTES)
+            prefetch(quants, at + PREFETCH_BYTES + 64)
+            b = block - group * blocks
+            weights = load_nibbles(quants, at)
+            dots = dot_nibbles(weights, x, b * 32, broadcast_i32(corrections, b))
+            scale = load_half_x8(scales, block * 8) * broadcast_f32(x_scales, b)
+            total = total + float_from_i32(dots) * scale
+        finish(y, residual, group * 8, rows - group * 8, total)
+    return 0
+
+
+@kernel
+def decode_bytes(
+    quants: int, scales: int, blocks: int, x: int, x_scales: int,
+    residual: int, y: int, rows: int, first: int, past: int,
+) -> int:  # fmt: skip
+    """Q8_0 for one token."""
+    for group in range(first, past):
+        total = zeros_f32x8()
+        for block in range(group * blocks, (group + 1) * blocks):
+            at = block * BLOCK_BYTES
+            for line in range(0, BLOCK_BYTES, 64):
+                prefetch(quants, at + PREFETCH_BYTES + line)
+            b = block - group * blocks
+            dots = dot_bytes(load_block(quants, at), x, b * 32)
+            scale = load_half_x8(scales, block * 8) * broadcast_f32(x_scales, b)
+            total = total + float_from_i32(dots) * scale
+        finish(y, residual, group * 8, rows - group * 8, total)
+    return 0
+
+
+@inlined
+def clear(scratch: int, tokens: int) -> None:
+    """Set a tile's sums to +0."""
+    for token in range(tokens):
+        store_f32x8(scratch, token * 8, zeros_f32x8())
+
+
+@inlined
+def finish_tile(
+    scratch: int, y: int, residual: int, group: int, rows: int, start: int, stop: int
+) -> None:
+    """Store a tile's sums of one group of rows for the tokens ``start`` up to ``stop``."""
+    for token in range(start, stop):
+        total = load_f32x8(scratch, (token - start) * 8)
+        finish(y, residual, token * rows + group * 8, rows - group * 8, total)
+
+
+@kernel
+def batch_nibbles(
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
+    residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
+) -> int:  # fmt: skip
+    """Q4_0 for several tokens: a block is unpacked once and meets all of them."""
+    for start in range(0, tokens, TOKENS_TILE):
+        stop = min(start + TOKENS_TILE, tokens)
+        for group in range(first, past):
+            clear(scratch, stop - start)
+            for b in range(blocks):
+                block = group * blocks + b
+                weights = load_nibbles(quants, block * NIBBLES_BYTES)
+                scale = load_half_x8(scales, block * 8)
+                for token in range(b * tokens + start, b * tokens + stop):
+                    dots = dot_nibbles(weights, x, token * 32, broadcast_i32(corrections, token))
+                    step = float_from_i32(dots) * (scale * broadcast_f32(x_scales, token))
+                    at = (token - b * tokens - start) * 8
+                    store_f32x8(scratch, at, load_f32x8(scratch, at) + step)
+            finish_tile(scratch, y, residual, group, rows, start, stop)
+    return 0
+
+
+@kernel
+def batch_bytes(
+    quants: int, scales: int, blocks: int, x: int, x_scales: int,
+    residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
+) -> int:  # fmt: skip
+    """Q8_0 for several tokens."""
+    for start in range(0, tokens, TOKENS_TILE):
+        stop = min(start + TOKENS_TILE, tokens)
+        for group in range(first, past):
+            clear(scratch, stop - start)
+            for b in range(blocks):
+                block = group * blocks + b
+                weights = load_block(quants, block * BLOCK_BYTES)
+                scale = load_half_x8(scales, block * 8)
+                for token in range(b * tokens + start, b * tokens + stop):
+                    dots = dot_bytes(weights, x, token * 32)
+                    step = float_from_i32(dots) * (scale * broadcast_f32(x_scales, token))
+                    at = (token - b * tokens - start) * 8
+                    store_f32x8(scratch, at, load_f32x8(scratch, at) + step)
+            finish_tile(scratch, y, residual, group, rows, start, stop)
+    return 0
+
+
+@inlined
+def load_elements(elements: int, index: int, kind: int) -> Any:
+    """Load one column of eight rows as float32, exactly."""
+    if kind == KIND_F32:
+        return load_f32x8(elements, index)
+    if kind == KIND_F16:
+        return load_half_x8(elements, index)
+    return load_bfloat_x8(elements, index)
+
+
+@kernel
+def multiply_floats(
+    elements: int, kind: int, columns: int, x: int,
+    residual: int, y: int, tokens: int, rows: int, first: int, past: int,
+) -> int:  # fmt: skip
+    """F32, F16 and BF16, four tokens at once (the last ones again where tokens run out).
+
+    Computing an element twice gives the same bits, and stores them in the same place.
+    """
+    for group in range(first, past):
+        base = group * columns
+        for token in range(0, tokens, 4):
+            at0 = token
+            at1, at2, at3 = (
+                min(at0 + 1, tokens - 1),
+                min(at0 + 2, tokens - 1),
+                min(at0 + 3, tokens - 1),
+            )
+            total0 = total1 = total2 = total3 = zeros_f32x8()
+            for start in range(0, columns, 32):
+                sum0 = sum1 = sum2 = sum3 = zeros_f32x8()
+                for k in range(start, min(start + 32, columns)):
+                    weights = load_elements(elements, (base + k) * 8, kind)
+                    sum0 = sum0 + weights * broadcast_f32(x, at0 * columns + k)
+                    sum1 = sum1 + weights * broadcast_f32(x, at1 * columns + k)
+                    sum2 = sum2 + weights * broadcast_f32(x, at2 * columns + k)
+                    sum3 = sum3 + weights * broadcast_f32(x, at3 * columns + k)
+                total0, total1 = total0 + sum0, total1 + sum1
+                total2, total3 = total2 + sum2, total3 + sum3
+            left = rows - group * 8
+            finish(y, residual, at0 * rows + group * 8, left, total0)
+            finish(y, residual, at1 * rows + group * 8, left, total1)
+            finish(y, residual, at2 * rows + group * 8, left, total2)
+            finish(y, residual, at3 * rows + group * 8, left, total3)
+    return 0
