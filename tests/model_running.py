@@ -64,7 +64,11 @@ class Ring:
     """Stages of ``counts`` layers each, one after the other in one process, with one session."""
 
     def __init__(
-        self, model: PackedModel, kernels: Kernels, counts: Sequence[int], context: int | None = None
+        self,
+        model: PackedModel,
+        kernels: Kernels,
+        counts: Sequence[int],
+        context: int | None = None,
     ) -> None:
         assert sum(counts) == model.config.layers
         self.head = Head(kernels, model.config, model.home)
@@ -123,11 +127,7 @@ def compositions(total: int) -> list[tuple[int, ...]]:
     """Return every way of writing ``total`` as an ordered sum of positive counts."""
     if total == 0:
         return [()]
-    return [
-        (first, *rest)
-        for first in range(1, total + 1)
-        for rest in compositions(total - first)
-    ]
+    return [(first, *rest) for first in range(1, total + 1) for rest in compositions(total - first)]
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ def scratch_bytes(config: LlamaConfig) -> int:
     # the widest matmul's input once more as int8.
     row_numbers = 6 * config.width + 2 * attention_width + 2 * kv_width + 4 * config.feed_forward
     scores = (config.heads // config.kv_heads) * config.context_max
-    widest = max(config.width, attention_width, config.feed_forward)
-    products = max(tokens // BLOCK_COLUMNS, 1) * widest * widest
+    largest_matrix = config.width * max(attention_width, config.feed_forward)
+    products = max(tokens // BLOCK_COLUMNS * largest_matrix, config.width * config.vocabulary)
     tile_numbers = min(TILE_NUMBERS_MAX, max(tokens * scores, products))
     step_bytes = 4 * tokens * row_numbers + TILE_NUMBER_BYTES * max(tile_numbers, scores)
     return max(step_bytes, SAMPLER_TOKEN_BYTES * config.vocabulary)

@@ -96,8 +96,9 @@ def test_sampled_answer_is_the_same_for_every_cut(
     validate(SAMPLED)
     expected = SAMPLED_IDS[kind_name]
     count = len(expected) if kernels.name == "numba" or cut == (5,) else 10
-    assert tuple(sampled_run(Ring(model, kernels, cut, CONTEXT), PROMPT_IDS, count)) == (
-        expected[:count]
+    assert (
+        tuple(sampled_run(Ring(model, kernels, cut, CONTEXT), PROMPT_IDS, count))
+        == (expected[:count])
     )
 
 
