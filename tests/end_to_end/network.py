@@ -1,6 +1,6 @@
 """Where the hosts of an end-to-end test live: namespaces on a bridge, or loopback without root.
 
-A ``Bridge`` gives every host an ``eth0`` in one /24 with working multicast, and beside it an
+A ``Bridge`` gives every host a ``wlan0`` in one /24 with working multicast, and beside it an
 interface called ``docker0`` that leads nowhere, as developers' machines have one. The bridge lies
 in a namespace of its own, so the machine's own network never sees any of it.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PREFIX = "elt"  # names are elt<pid>x<number>-<host>: the pid tells leftovers from runs under way
+LAN = "wlan0"
 GATEWAY = "10.77.0.254"
 _numbers = itertools.count()
 
@@ -76,11 +77,11 @@ class Bridge:
         address = f"10.77.0.{number}"
         run(f"ip netns add {name}")
         self.hosts.append(name)
-        run(f"ip -n {name} link add eth0 type veth peer name port{number} netns {self.switch}")
+        run(f"ip -n {name} link add {LAN} type veth peer name port{number} netns {self.switch}")
         run(f"ip -n {self.switch} link set port{number} master bridge0 up")
         run(f"ip -n {name} link set lo up")
-        run(f"ip -n {name} addr add {address}/24 brd + dev eth0")
-        run(f"ip -n {name} link set eth0 up")
+        run(f"ip -n {name} addr add {address}/24 brd + dev {LAN}")
+        run(f"ip -n {name} link set {LAN} up")
         if self.default_route:
             run(f"ip -n {name} route add default via {GATEWAY}")
         run(f"ip -n {name} link add docker0 type bridge")
@@ -90,8 +91,8 @@ class Bridge:
         return Place(address, None, ("nsenter", f"--net=/run/netns/{name}"))
 
     def lose(self, per_mille: int) -> None:
-        """From now on every host drops this share of what comes in over eth0, at random."""
-        rule = f'iifname "eth0" numgen random mod 1000 < {per_mille} drop'
+        """From now on every host drops this share of what comes in over the LAN, at random."""
+        rule = f'iifname "{LAN}" numgen random mod 1000 < {per_mille} drop'
         chain = f"chain input {{\n type filter hook input priority 0\n {rule}\n }}\n"
         table = f"table inet loss {{\n {chain} }}\n"
         for name in self.hosts:

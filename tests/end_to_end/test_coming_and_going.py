@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hosts import GREEDY, PROMPT
-from network import no_bridge_because, run
+from network import LAN, no_bridge_because, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +41,9 @@ def test_those_who_stay_answer_on(mesh: Mesh, model: Path, expected: Expected) -
 
 
 def received_bytes(host: Host) -> int:
-    """Return how much has come in over the host's eth0."""
+    """Return how much has come in over the host's LAN interface."""
     name = host.place.entry[1].rpartition("/")[2]
-    (interface,) = json.loads(run(f"ip -s -j -n {name} link show eth0"))
+    (interface,) = json.loads(run(f"ip -s -j -n {name} link show {LAN}"))
     return int(interface["stats64"]["rx"]["bytes"])
 
 
@@ -101,3 +101,10 @@ def test_numba_asked_for_and_missing(mesh: Mesh, without_numba: dict[str, str]) 
     host = mesh.host()
     host.join(*mesh.at(host), "--backend", "numba", environment=without_numba)
     host.ended(30).refuses(1, "numba")
+
+
+def test_the_demo_model_answers_where_there_is_nothing_else(alone: Host) -> None:
+    outcome = alone.run("ask", "-n", 12, PROMPT, environment={"EDGELLAMA_KEY": ""})
+    assert outcome.code == 0
+    assert outcome.stdout.strip()
+    assert "demo" in outcome.stderr

@@ -109,6 +109,9 @@ def test_shape_of_the_answer(three: Three) -> None:
     assert answer["finish_reason"] == "length"
     assert {"prompt_ms", "predicted_ms", "predicted_per_second"} <= answer["timings"].keys()
     assert all(stage.keys() >= {"node", "layers"} for stage in answer["route"])
+    wire = answer["wire"]
+    assert wire.keys() >= {"bytes_sent", "packets_sent", "packets_retransmitted"}
+    assert wire["bytes_sent"] > wire["packets_sent"] > 0
 
 
 def test_shape_of_the_status(three: Three, model: Path) -> None:
