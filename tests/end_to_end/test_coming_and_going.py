@@ -100,7 +100,7 @@ def test_without_numba_beside_numba(
 def test_numba_asked_for_and_missing(mesh: Mesh, without_numba: dict[str, str]) -> None:
     host = mesh.host()
     host.join(*mesh.at(host), "--backend", "numba", environment=without_numba)
-    host.ended(30).refuses(1, "numba")
+    host.ended(30).refuses(2, "numba")
 
 
 def test_the_demo_model_answers_where_there_is_nothing_else(alone: Host) -> None:
