@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import MisuseError
@@ -38,8 +39,9 @@ class HomeLock:
                 f"edgellama already runs here (process {holder.strip() or 'unknown'}, state in "
                 f"{path.parent}): stop it, or set EDGELLAMA_HOME to another folder"
             )
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # a full disk: the number only serves the message above
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
 
     def _take(self) -> bool:
         for attempt in range(_ATTEMPTS):

@@ -8,6 +8,7 @@ here raises OSError.
 
 from __future__ import annotations
 
+import errno
 import socket
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -67,18 +68,23 @@ def host_addresses() -> list[HostAddress]:
         for ip in adapter.ips:
             if isinstance(ip.ip, str):
                 name = ip.nice_name or str(adapter.name)
-                is_up = _link_is_up(name)
+                is_up = link_is_up(name, Path("/"))
                 found.append(HostAddress(name, ip.ip, ip.network_prefix, is_up))
     return found
 
 
-def _link_is_up(interface: str) -> bool:
-    """Say whether the link is up; yes where the system does not tell (only Linux does)."""
+def link_is_up(interface: str, system: Path) -> bool:
+    """Say whether the link is up; yes where the system does not tell (only Linux does).
+
+    ``carrier`` is true at once; ``operstate`` lags by up to a second.
+    """
     try:
-        state = Path("/sys/class/net", interface, "operstate").read_text(encoding="ascii")
-    except (OSError, ValueError):
+        carrier = (system / "sys/class/net" / interface / "carrier").read_text(encoding="ascii")
+    except OSError as error:
+        return error.errno != errno.EINVAL  # what Linux answers for a link that is switched off
+    except ValueError:
         return True
-    return state.strip() not in {"down", "lowerlayerdown", "notpresent"}
+    return carrier.strip() != "0"
 
 
 def route_address() -> str | None:

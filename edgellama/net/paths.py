@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from edgellama.errors import EdgellamaError
+from edgellama.net.atomic_file import remove_unfinished
 from edgellama.net.home_lock import HomeLock, lock_is_held
 from edgellama.net.state_files import read_state, replace_state, set_aside, state_error
 from edgellama.values import NODE_ID_DIGITS, Address, NodeId
@@ -81,6 +82,7 @@ class StatePaths:
         for folder in (self.state, self.cache, self.data):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                remove_unfinished(folder)
                 with tempfile.TemporaryFile(dir=folder):
                     pass
             except OSError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import socket
 import sys
 from ipaddress import IPv4Network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from edgellama.net.interfaces import (
     host_addresses,
     interfaces_for_discovery,
     lan_ipv4,
+    link_is_up,
     local_networks,
     route_address,
 )
@@ -101,6 +104,26 @@ DOCKER = HostAddress("docker0", "172.17.0.1", 16)
 def test_choice(addresses: list[HostAddress], route: str | None, chosen: list[str]) -> None:
     assert choose_addresses(addresses, route) == chosen
     assert choose_addresses(addresses[::-1], route) == chosen
+
+
+def test_a_link_is_down_when_it_has_no_carrier(tmp_path: Path) -> None:
+    for name, carrier in (("eth0", b"1\n"), ("eth1", b"0\n"), ("odd", b"\xff")):
+        (tmp_path / "sys/class/net" / name).mkdir(parents=True)
+        (tmp_path / "sys/class/net" / name / "carrier").write_bytes(carrier)
+    assert link_is_up("eth0", tmp_path)
+    assert not link_is_up("eth1", tmp_path)
+    assert link_is_up("odd", tmp_path)
+    assert link_is_up("unknown", tmp_path)
+
+
+def test_a_link_that_is_switched_off_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def switched_off(path: Path, encoding: str) -> str:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Path, "read_text", switched_off)
+    assert not link_is_up("eth0", tmp_path)
 
 
 def test_the_choice_is_bounded() -> None:
