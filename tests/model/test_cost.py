@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgellama_kernels
 import gguf_writing
@@ -18,6 +18,9 @@ from edgellama.model.gguf import GgufFile
 from edgellama.model.sampling import sample
 from edgellama.model.stage import CHUNK_TOKENS_MAX
 from edgellama.values import SamplingSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHAPE = SmallShape(layers=3, width=64)
 
@@ -93,7 +96,6 @@ def test_a_step_takes_no_more_scratch_than_stated(
     finally:
         tracemalloc.stop()
     stated_bytes = scratch_bytes(model.config)
-    print(f"{peak_bytes} of {stated_bytes}")
     assert stated_bytes / 8 < peak_bytes < stated_bytes
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgellama_kernels
 import numpy as np
 import pytest
 from edgellama_kernels import HiddenRows, Kernels
-from model_running import PackedModel, SmallShape, llama_keys, llama_tensors, packed_model
-from model_running import write_llama
+from model_running import (
+    PackedModel,
+    SmallShape,
+    llama_keys,
+    llama_tensors,
+    packed_model,
+    write_llama,
+)
 
 from edgellama.errors import NonFiniteError, WireError
 from edgellama.model.head import Head
 from edgellama.model.hidden import join_rows, take_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHAPE = SmallShape(layers=1)
 TENSORS = llama_tensors(SHAPE)

@@ -108,8 +108,13 @@ def test_variants_of_rope_have_the_logits_of_float64(
 @pytest.mark.shared_model
 @pytest.mark.parametrize(
     ("kind_name", "error_max", "error_mean"),
-    [("F32", 0.05, 0.004), ("F16", 0.05, 0.004), ("BF16", 0.05, 0.004)]
-    + [("Q8_0", 0.6, 0.08), ("Q4_0", 0.6, 0.08)],
+    [
+        ("F32", 0.05, 0.004),
+        ("F16", 0.05, 0.004),
+        ("BF16", 0.05, 0.004),
+        ("Q8_0", 0.6, 0.08),
+        ("Q4_0", 0.6, 0.08),
+    ],
 )
 def test_trained_model_has_the_logits_of_float64(
     shared_model: Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgellama_kernels
@@ -32,6 +31,8 @@ from edgellama.model.weights import (
 from edgellama.values import Span
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgellama_kernels import PackedMatrix
     from numpy.typing import NDArray
 
