@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 NAME_CHARACTERS_MAX = 80
 
-# The kernels cut matmuls and attention into tiles of at most this many numbers, and hold this
-# many bytes a number at the worst moment (the NumPy backend's exp; the compiled one needs less).
+# The kernels cut attention and matmuls into tiles of at most this many scores or products, and
+# hold this many bytes for each at the worst moment: float32 in the steps of NumPy's exp, and of a
+# sum of products. The compiled backend needs less.
 TILE_NUMBERS_MAX = 1 << 20
-TILE_NUMBER_BYTES = 48
+SCORE_BYTES = 48
+PRODUCT_BYTES = 16
 # Weights, order and ids of the whole vocabulary while a token is drawn.
-SAMPLER_TOKEN_BYTES = 64
+SAMPLER_TOKEN_BYTES = 80
 BLOCK_COLUMNS = 32
 
 
@@ -52,14 +54,16 @@ def scratch_bytes(config: LlamaConfig) -> int:
     tokens = CHUNK_TOKENS_MAX
     attention_width = config.heads * config.head_width
     kv_width = config.kv_heads * config.head_width
-    # Hidden in and out, input, norm, sum; queries and mixed; keys and values; gate, up, product;
-    # the widest matmul's input once more as int8.
-    row_numbers = 6 * config.width + 2 * attention_width + 2 * kv_width + 4 * config.feed_forward
-    scores = (config.heads // config.kv_heads) * config.context_max
+    # Hidden state in and out, input, norm and sum; queries thrice, mixed; keys, values; or gate, up,
+    # their product, and that again as int8.
+    attention = 4 * config.width + 4 * attention_width + 2 * kv_width
+    feed_forward = 4 * config.width + 4 * config.feed_forward
+    query_scores = (config.heads // config.kv_heads) * config.context_max
+    scores = max(query_scores, min(TILE_NUMBERS_MAX, tokens * query_scores))
     largest_matrix = config.width * max(attention_width, config.feed_forward)
     products = max(tokens // BLOCK_COLUMNS * largest_matrix, config.width * config.vocabulary)
-    tile_numbers = min(TILE_NUMBERS_MAX, max(tokens * scores, products))
-    step_bytes = 4 * tokens * row_numbers + TILE_NUMBER_BYTES * max(tile_numbers, scores)
+    tile_bytes = max(SCORE_BYTES * scores, PRODUCT_BYTES * min(TILE_NUMBERS_MAX, products))
+    step_bytes = 4 * tokens * max(attention, feed_forward) + tile_bytes
     return max(step_bytes, SAMPLER_TOKEN_BYTES * config.vocabulary)
 
 

@@ -11,7 +11,15 @@ import gguf_writing
 import numpy as np
 import pytest
 from edgellama_kernels import allocate_cache_layer
-from model_running import Ring, SmallShape, llama_keys, llama_tensors, packed_model, write_llama
+from model_running import (
+    SESSION,
+    Ring,
+    SmallShape,
+    llama_keys,
+    llama_tensors,
+    packed_model,
+    write_llama,
+)
 
 from edgellama.model.cost import SAMPLER_TOKEN_BYTES, model_facts, scratch_bytes
 from edgellama.model.gguf import GgufFile
@@ -84,11 +92,8 @@ def test_a_step_takes_no_more_scratch_than_stated(
     path = write_llama(tmp_path / "f32.gguf", llama_keys(shape), llama_tensors(shape))
     model = packed_model(gguf_writing.quantized_copy(path, tmp_path / "q.gguf", kind_name))
     ring = Ring(model, edgellama_kernels.load("numpy"), (1,))
-    position = 0
-    while position < shape.context - CHUNK_TOKENS_MAX:
-        step = min(1024, shape.context - CHUNK_TOKENS_MAX - position)
-        ring.logits([1] * step, position)
-        position += step
+    position = shape.context - CHUNK_TOKENS_MAX
+    ring.stages[0]._sessions[SESSION].length = position  # as if so much, all zeros, came before
     tracemalloc.start()
     try:
         ring.logits([1] * CHUNK_TOKENS_MAX, position)
@@ -96,7 +101,7 @@ def test_a_step_takes_no_more_scratch_than_stated(
     finally:
         tracemalloc.stop()
     stated_bytes = scratch_bytes(model.config)
-    assert stated_bytes / 8 < peak_bytes < stated_bytes
+    assert stated_bytes / 3 < peak_bytes < stated_bytes
 
 
 def test_a_draw_takes_no_more_scratch_than_stated() -> None:
