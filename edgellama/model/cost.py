@@ -54,8 +54,8 @@ def scratch_bytes(config: LlamaConfig) -> int:
     tokens = CHUNK_TOKENS_MAX
     attention_width = config.heads * config.head_width
     kv_width = config.kv_heads * config.head_width
-    # Hidden state in and out, input, norm and sum; queries thrice, mixed; keys, values; or gate, up,
-    # their product, and that again as int8.
+    # Hidden state in and out, input, norm and sum; with that, queries thrice, mixed, keys and
+    # values, or gate, up, their product, and that again as int8.
     attention = 4 * config.width + 4 * attention_width + 2 * kv_width
     feed_forward = 4 * config.width + 4 * config.feed_forward
     query_scores = (config.heads // config.kv_heads) * config.context_max

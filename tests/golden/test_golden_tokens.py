@@ -6,10 +6,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
-from golden_answers import GREEDY_IDS, LOGITS_SHA256, PROMPT_IDS, SAMPLED_IDS
+from golden_answers import GREEDY_IDS, LOGITS_SHA256, PROMPT, PROMPT_IDS, SAMPLED_IDS, TEXT_F32
 from model_running import PackedModel, Ring, compositions
 
 from edgellama.model.sampling import sample, validate
+from edgellama.model.tokenizer import Tokenizer
 from edgellama.values import SamplingSettings
 
 if TYPE_CHECKING:
@@ -70,6 +71,16 @@ def test_every_chunking_gives_the_same_answer(
 ) -> None:
     text = [*PROMPT_IDS, *GREEDY_IDS[kind_name]][:-1]
     check_all_rows(Ring(model, kernels, cut, CONTEXT).prefill(text, sizes), kind_name)
+
+
+def test_pinned_ids_are_the_text(model: PackedModel, kind_name: str) -> None:
+    tokenizer = Tokenizer.from_gguf(model.gguf)
+    assert tuple(tokenizer.encode(PROMPT)) == PROMPT_IDS
+    assert tokenizer.size == model.config.vocabulary
+    text = tokenizer.decode([*PROMPT_IDS, *GREEDY_IDS[kind_name]])
+    assert text.startswith(PROMPT + ", there was a little girl named Lily.")
+    if kind_name == "F32":
+        assert text == PROMPT + TEXT_F32
 
 
 def test_greedy_run_feeds_its_own_tokens(
