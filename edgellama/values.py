@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 NodeId = str
@@ -153,4 +153,5 @@ class Route:
     """Which node computed which layers of an answer."""
 
     node: NodeId
-    span: Span = field(default=Span(0, 0))
+    name: str
+    span: Span

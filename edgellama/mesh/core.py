@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from edgellama_kernels import HiddenRows
@@ -84,7 +83,9 @@ class MeshNode:
         self.stage = StageRole(
             me.node, self._outbox, lambda: surroundings.counters(None), self._peer_reads_lz4
         )
-        self.home = Home(me.node, self._outbox, self.stage, self._home_replies)
+        self.home = Home(
+            me.node, self._outbox, self.stage, self._home_replies, self.membership.name
+        )
         self.gateway = Gateway(self._answer, self._hand_over)
         self._now = 0.0  # of the event that is being handled, for replies within it
 
@@ -309,5 +310,3 @@ class MeshNode:
             self.home.ask(self._me, message)
         else:
             self.home.cancel(message.request, self._now)
-
-

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgellama_kernels import HiddenRows
 
-from edgellama.errors import EdgellamaError
 from edgellama.link.endpoint import Priority
-from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
-from edgellama.wire.messages import Message
+
+if TYPE_CHECKING:
+    from edgellama.errors import EdgellamaError
+    from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
+    from edgellama.wire.messages import Message
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,7 @@ class Outbox:
         """Add an effect."""
         self._effects.append(effect)
 
-    def send(
-        self, node: NodeId, message: Message, priority: Priority = Priority.CONTROL
-    ) -> None:
+    def send(self, node: NodeId, message: Message, priority: Priority = Priority.CONTROL) -> None:
         """Add a message to a peer."""
         self._effects.append(Send(node, message, priority))
 

@@ -6,12 +6,11 @@ next home when the plan changes. Until there is a plan it says what the asker wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from edgellama.errors import EXIT_NO_MESH
 from edgellama.mesh.ordering import AnswerOrder
-from edgellama.values import NodeId, Plan
 from edgellama.wire.messages import (
     Ask,
     Cancel,
@@ -20,6 +19,11 @@ from edgellama.wire.messages import (
     Notice,
     Piece,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellama.values import NodeId, Plan
 
 REQUESTS_MAX = 256
 

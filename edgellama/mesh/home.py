@@ -8,15 +8,12 @@ epoch starts every session again from its known tokens: the law makes the contin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from edgellama_kernels import HiddenRows
-
-from edgellama.errors import EXIT_FAILED, EdgellamaError, PromptTooLongError
+from edgellama.errors import EXIT_FAILED, EdgellamaError, MisuseError, PromptTooLongError
 from edgellama.mesh.effects import HeadJob, Outbox, Run, TokenizeJob
-from edgellama.mesh.stage_role import StageRole
+from edgellama.model.sampling import validate
 from edgellama.values import LinkCounters, NodeId, Plan, Route
 from edgellama.wire.messages import (
     Ask,
@@ -28,6 +25,13 @@ from edgellama.wire.messages import (
     Step,
     StepFailed,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellama_kernels import HiddenRows
+
+    from edgellama.mesh.stage_role import StageRole
 
 PREFILL_CHUNK_TOKENS: Final = 32  # small enough that the stages work at the same time
 CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer ends without
@@ -93,11 +97,13 @@ class Home:
         outbox: Outbox,
         stage: StageRole,
         reply: Callable[[NodeId, Piece | Finished | Failure], None],
+        name: Callable[[NodeId], str],
     ) -> None:
         self._me = me
         self._outbox = outbox
         self._stage = stage
         self._reply = reply
+        self._name = name
         self._plan: Plan | None = None
         self._vocabulary: Vocabulary | None = None
         self._sessions: dict[int, _Session] = {}  # by session id, so in the order of asking
@@ -137,6 +143,11 @@ class Home:
         if len(self._sessions) >= REQUESTS_MAX:
             text = f"{REQUESTS_MAX} requests are waiting already; ask again later"
             self._reply(gateway, Failure(ask.request, EXIT_FAILED, text))
+            return
+        try:
+            validate(ask.sampling)
+        except MisuseError as error:
+            self._reply(gateway, Failure(ask.request, error.exit_code, str(error)))
             return
         session = _Session(next(self._ids), ask, gateway)
         self._sessions[session.id] = session
@@ -339,7 +350,9 @@ class Home:
             return
         assert self._plan is not None
         assert session.stream is not None
-        route = tuple(Route(each.node, each.span) for each in self._plan.stages)
+        route = tuple(
+            Route(each.node, self._name(each.node), each.span) for each in self._plan.stages
+        )
         first = session.first_token_at or session.started_at
         finished = Finished(
             session.ask.request,

@@ -9,12 +9,10 @@ this of itself raises its version and so refutes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
-from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Dial, Outbox, Tell
 from edgellama.values import Address, ModelFacts, NodeId
 from edgellama.wire.messages import (
@@ -28,6 +26,11 @@ from edgellama.wire.messages import (
     Heartbeat,
     MemberRecord,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from edgellama.link.endpoint import Identity
 
 HEARTBEAT_S: Final = 1.0
 REDIAL_S: Final = 2.0

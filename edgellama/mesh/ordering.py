@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgellama.wire.messages import Finished, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EARLY_PIECES_MAX: Final = 4096
 

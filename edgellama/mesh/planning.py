@@ -8,14 +8,16 @@ greater (epoch, leader) wins everywhere, so there is nothing to vote on.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
-from edgellama.mesh.membership import Membership
 from edgellama.plan.ram import Requirements, Unplaceable, place
 from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
 from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
+
+if TYPE_CHECKING:
+    from edgellama.mesh.membership import Membership
 
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 CONTEXT_DEFAULT: Final = 2048
@@ -204,9 +206,7 @@ class Planning:
     def _requirements(self, facts: ModelFacts) -> Requirements:
         asked = [record.context for record in self._membership.living() if record.context]
         context = min([*asked, facts.context_max]) if asked else facts.context_max
-        return Requirements(
-            context if asked else min(context, CONTEXT_DEFAULT), self._sessions_max
-        )
+        return Requirements(context if asked else min(context, CONTEXT_DEFAULT), self._sessions_max)
 
     def _is_in_force(self, plan: Plan) -> bool:
         """Return whether the greatest plan is this one but for its epoch, and can be kept."""

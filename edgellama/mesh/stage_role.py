@@ -8,9 +8,8 @@ the epoch in force. Home's own layers go through here as well, as stage 0.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgellama_kernels import HiddenRows
 
@@ -27,6 +26,9 @@ from edgellama.wire.messages import (
     StepNeeded,
     StepStale,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EARLY_STEPS_MAX: Final = 16  # steps of one session that wait for an earlier one
 OUTPUTS_KEPT: Final = 4
@@ -102,7 +104,9 @@ class StageRole:
             session.early[step.position] = step
             self._start_due(session)
 
-    def run_home(self, session_id: int, position: int, tokens: tuple[int, ...], wanted: int) -> None:
+    def run_home(
+        self, session_id: int, position: int, tokens: tuple[int, ...], wanted: int
+    ) -> None:
         """As home: embed these tokens and compute this node's own layers, stage 0."""
         plan = self._plan
         assert plan is not None
@@ -111,9 +115,7 @@ class StageRole:
         assert session is not None
         assert position == session.length
         count = len(tokens)
-        session.jobs[position] = Step(
-            plan.epoch, session_id, position, count, 0, wanted, 0, 0, b""
-        )
+        session.jobs[position] = Step(plan.epoch, session_id, position, count, 0, wanted, 0, 0, b"")
         session.length += count
         self._outbox.put(Run(StageJob(plan.epoch, session_id, position, tokens=tokens)))
 

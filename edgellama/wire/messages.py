@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from edgellama.errors import WireError
+from edgellama.errors import EdgellamaError, WireError
 from edgellama.values import (
     NODE_ID_DIGITS,
     LinkCounters,
@@ -228,6 +228,12 @@ class Failure:
     exit_code: int
     text: str
 
+    def error(self) -> EdgellamaError:
+        """Return the error that the failure stands for, with its exit code."""
+        error = EdgellamaError(self.text)
+        error.exit_code = self.exit_code
+        return error
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -326,9 +332,8 @@ _SAMPLING = Record(
 _REASON = Text(500)
 _TEXT_CHARACTERS_MAX: Final = 1 << 16
 _TEXT = Text(_TEXT_CHARACTERS_MAX)
-_ROUTE = Many(Record(Route, _NODE, _SPAN), MEMBERS_MAX)
+_ROUTE = Many(Record(Route, _NODE, Text(64), _SPAN), MEMBERS_MAX)
 _HEADER_LENGTH: Final = struct.Struct("<I")
-
 
 
 class _Kind(NamedTuple):
@@ -401,9 +406,7 @@ def decode(data: bytes) -> Message:
         raise WireError(f"unknown message kind {packed[0]!r:.20}")
     if len(packed) <= len(kind.header):
         raise WireError(f"a {kind.build.__name__} with too few fields")
-    values = [
-        shape.unpack(each) for shape, each in zip(kind.header, packed[1:], strict=False)
-    ]
+    values = [shape.unpack(each) for shape, each in zip(kind.header, packed[1:], strict=False)]
     if kind.body:
         values.append(_body(kind, memoryview(data)[past:]))
     message: Message = kind.build(*values)

@@ -1,0 +1,105 @@
+"""``edgellama join``: this device takes its part in a mesh until it is told to leave."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellama.cli.options import (
+    Size,
+    backend,
+    mesh_key,
+    model_file,
+    note,
+    peer_addresses,
+    peers,
+    threads,
+)
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+@click.command(name="join", short_help="Offer this device to the mesh.")
+@click.option("--model", metavar="FILE", help="The GGUF file that the mesh shall host.")
+@click.option("--name", help="How others see this device. Default: its host name.")
+@click.option("--ram", type=Size(), help="What the model may use, such as 300M or 2G.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="UDP port. Default: 7711, else a free one."
+)
+@click.option("--listen", metavar="ADDRESS", help="Only this address of the device.")
+@peers
+@threads
+@click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
+@backend
+@click.option("--no-mdns", is_flag=True, help="Neither announce nor look for devices by mDNS.")
+def command(
+    model: str | None,
+    name: str | None,
+    ram: int | None,
+    port: int | None,
+    listen: str | None,
+    peers: tuple[str, ...],
+    threads: int | None,
+    context: int | None,
+    backend: str,
+    no_mdns: bool,
+) -> None:
+    """Offer this device's memory and cores to the mesh on this network, until Ctrl-C.
+
+    One device names the model with --model; the others receive just their own layers.
+    """
+    from edgellama.node.joining import JoinOptions, joined
+    from edgellama.plan.sizes import format_size
+
+    options = JoinOptions(
+        mesh_key=mesh_key(),
+        model=model_file(model) if model else None,
+        name=name,
+        ram_bytes=ram,
+        port=port,
+        listen=listen,
+        peers=peer_addresses(peers),
+        context=context or 0,
+        mdns=not no_mdns,
+        backend=backend,
+        threads=threads,
+    )
+    from edgellama.cli.view import open_view
+
+    leaving = _leave_on_signals()
+    with open_view() as view, joined(options, view) as member:
+        leaving.started = True
+        me = member.core.membership.me
+        view.tell(
+            f"{me.name} offers {format_size(me.ram_bytes)} at {member.address}, "
+            + ("open mesh: any device here can join" if not options.mesh_key else "keyed mesh")
+        )
+        while not leaving.asked and not member.wait(view.refresh_s):
+            view.show(member.status())
+    note("left the mesh")
+
+
+@dataclass
+class _Leaving:
+    """What Ctrl-C and SIGTERM have asked for."""
+
+    started: bool = False
+    asked: bool = False
+
+
+def _leave_on_signals() -> _Leaving:
+    """Note Ctrl-C and SIGTERM once the member runs; before that they end the command at once."""
+    leaving = _Leaving()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not leaving.started or leaving.asked:
+            raise KeyboardInterrupt
+        leaving.asked = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return leaving

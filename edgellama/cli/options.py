@@ -1,0 +1,108 @@
+"""Options that several verbs share, and how their texts become values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from edgellama.errors import MisuseError
+
+if TYPE_CHECKING:
+    from edgellama.values import Address
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+KEY_VARIABLE: Final = "EDGELLAMA_KEY"
+
+
+class Size(click.ParamType[int]):
+    """Bytes as people write them: ``300M``, ``2G``."""
+
+    name = "size"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int:
+        """Return the number of bytes."""
+        from edgellama.plan.sizes import parse_size
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except MisuseError as error:
+            self.fail(str(error), param, ctx)
+
+
+def peers(function: Function) -> Function:
+    """Add ``--peer``, which may be given several times."""
+    return click.option(
+        "--peer",
+        "peers",
+        multiple=True,
+        metavar="HOST[:PORT]",
+        help="A device of the mesh, where mDNS does not find it. May be repeated.",
+    )(function)
+
+
+def backend(function: Function) -> Function:
+    """Add ``--backend``."""
+    return click.option(
+        "--backend",
+        type=click.Choice(["auto", "numba", "numpy"]),
+        default="auto",
+        help="Which kernels compute; they give the same tokens. Default: numba where it is there.",
+    )(function)
+
+
+def threads(function: Function) -> Function:
+    """Add ``--threads``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 64),
+        help="Threads that compute. Default: the fast cores, at most 4.",
+    )(function)
+
+
+def as_json(function: Function) -> Function:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def note(text: str) -> None:
+    """Say something to the person beside the answer: on stderr."""
+    click.echo(f"edgellama: {text}", err=True)
+
+
+def peer_addresses(texts: tuple[str, ...]) -> tuple[Address, ...]:
+    """Return the addresses of ``--peer`` options; MisuseError names the one that is none."""
+    from edgellama.net.peers import parse_peer
+
+    return tuple(parse_peer(text) for text in texts)
+
+
+def mesh_key() -> bytes:
+    """Return the key that EDGELLAMA_KEY stands for, empty for the open mesh."""
+    import hashlib
+
+    secret = os.environ.get(KEY_VARIABLE, "")
+    if not secret:
+        return b""
+    return hashlib.blake2b(secret.encode(), digest_size=32, person=b"edgellama key").digest()
+
+
+def model_file(text: str) -> Path:
+    """Return the path of a model file that is there; MisuseError where it is not."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise MisuseError(f"--model {text}: there is no such file")
+    if not path.is_file():
+        raise MisuseError(f"--model {text}: is not a file")
+    return path

@@ -1,0 +1,77 @@
+"""``edgellama status``: how the mesh stands."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellama.cli.options import as_json, mesh_key, peer_addresses, peers
+
+if TYPE_CHECKING:
+    from edgellama.values import LinkCounters
+    from edgellama.wire.messages import StatusReply
+
+
+@click.command(name="status", short_help="Show the devices and who holds which layers.")
+@peers
+@as_json
+def command(peers: tuple[str, ...], as_json: bool) -> None:
+    """Show the devices of the mesh, who holds which layers, and what the links carry."""
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.asking import ask_for_status
+
+    status = ask_for_status(peer_addresses(peers), mesh_key(), StatePaths.locate())
+    if as_json:
+        click.echo(json_module.dumps(status_object(status)))
+        return
+    from edgellama.cli.tables import show, status_table
+
+    show(status_table(status))
+
+
+def status_object(status: StatusReply) -> dict[str, Any]:
+    """Return the object that ``status --json`` prints."""
+    model = status.model[0] if status.model else None
+    return {
+        "ready": status.ready,
+        "epoch": status.epoch,
+        "model": model
+        and {
+            "name": model.name,
+            "hash": model.root,
+            "layers": model.layers,
+            "bytes": model.file_bytes,
+        },
+        "context": status.context,
+        "open": status.open_mesh,
+        "trouble": status.trouble,
+        "answered_by": status.node,
+        "nodes": [
+            {
+                "id": member.record.node,
+                "name": member.record.name,
+                "address": f"{member.record.host}:{member.record.port}",
+                "ram_bytes": member.record.ram_bytes,
+                "layers": list(member.span),
+                "home": member.home,
+                "state": member.record.state,
+                "backend": member.record.backend,
+                "release": member.record.release,
+                "wire": wire_object(member.counters),
+            }
+            for member in status.members
+        ],
+    }
+
+
+def wire_object(counters: LinkCounters) -> dict[str, int]:
+    """Return what links have carried, as JSON shows it."""
+    return {
+        "bytes_sent": counters.bytes_sent,
+        "bytes_received": counters.bytes_received,
+        "packets_sent": counters.packets_sent,
+        "packets_received": counters.packets_received,
+        "packets_retransmitted": counters.packets_retransmitted,
+    }

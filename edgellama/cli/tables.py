@@ -1,0 +1,96 @@
+"""Tables for a person: a plan, and how a mesh stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgellama.plan.sizes import format_size
+from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellama.plan.table import PlanRow
+    from edgellama.values import Span
+
+
+def show(table: RenderableType) -> None:
+    """Print a table on stdout; without a terminal as wide as it needs to be."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(table)
+
+
+def layers_text(span: Span) -> str:
+    """Return the span for a person: ``0-7 (8)``."""
+    return f"{span.first}-{span.past - 1} ({span.count})" if span.count else "-"
+
+
+def plan_table(title: str, rows: Sequence[PlanRow]) -> Table:
+    """Return the table of a plan."""
+    table = _table(title, "device", "layers", "", ">weights", ">KV cache", ">in all", ">offers")
+    for row in rows:
+        table.add_row(
+            row.name,
+            layers_text(row.span),
+            "home" if row.is_home else "",
+            format_size(row.weights_bytes),
+            format_size(row.kv_bytes),
+            f"{format_size(row.used_bytes)} ({row.used_percent} %)",
+            format_size(row.offered_bytes),
+        )
+    return table
+
+
+def status_table(status: StatusReply) -> RenderableType:
+    """Return how the mesh stands: a line on the model, then a row a device."""
+    lines = [_headline(status)]
+    if status.trouble:
+        lines.append(Text(status.trouble, style="yellow"))
+    if status.open_mesh:
+        lines.append(Text("OPEN: no EDGELLAMA_KEY is set, so any device here can join"))
+    table = _table(None, "device", "layers", "", "address", ">offers", "kernels", "state", ">link")
+    for member in status.members:
+        table.add_row(
+            Text(member.record.name, style="bold" if member.record.node == status.node else ""),
+            layers_text(member.span),
+            "home" if member.home else "",
+            f"{member.record.host}:{member.record.port}",
+            format_size(member.record.ram_bytes),
+            member.record.backend,
+            member.record.state,
+            _traffic(member),
+            style="" if member.record.state == ALIVE else "dim",
+        )
+    return Group(*lines, table)
+
+
+def _headline(status: StatusReply) -> Text:
+    if not status.model:
+        return Text("no device of this mesh offers a model", style="yellow")
+    model = status.model[0]
+    size = f"{model.layers} layers, {format_size(model.file_bytes)}"
+    if status.ready:
+        return Text(f"{model.name} ({size}): ready, epoch {status.epoch}, context {status.context}")
+    return Text(f"{model.name} ({size}): not ready", style="yellow")
+
+
+def _traffic(member: MemberStatus) -> str:
+    counters = member.counters
+    total = counters.bytes_sent + counters.bytes_received
+    packets = counters.packets_sent + counters.packets_received
+    again = counters.packets_retransmitted
+    return f"{format_size(total)}, {packets} packets" + (f", {again} again" if again else "")
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
+    return table

@@ -1,0 +1,119 @@
+"""What ``join`` shows: a live table on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final, Self
+
+import click
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from edgellama.cli.tables import status_table
+from edgellama.plan.sizes import format_size
+
+if TYPE_CHECKING:
+    from edgellama.wire.messages import StatusReply
+
+LINES_SHOWN: Final = 5
+PROGRESS_STEPS: Final = 10  # plain lines a long job may print
+
+
+class PlainView:
+    """Prints a line for each thing that happens; for pipes, logs and dumb terminals."""
+
+    refresh_s: Final = 0.5
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._headline = ""
+        self._step: tuple[str, int] = ("", 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave what was printed."""
+
+    def tell(self, text: str) -> None:
+        """Print a line."""
+        with self._lock:
+            click.echo(text)
+            sys.stdout.flush()
+
+    def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """Print how far a long job has come, a few times."""
+        step = (doing, PROGRESS_STEPS * done_bytes // max(1, total_bytes))
+        if step != self._step:
+            self._step = step
+            self.tell(progress_text(doing, done_bytes, total_bytes))
+
+    def show(self, status: StatusReply | None) -> None:
+        """Print when the mesh becomes ready, or ceases to be."""
+        if status is None:
+            return
+        headline = ready_text(status)
+        if headline != self._headline:
+            self._headline = headline
+            if headline:
+                self.tell(headline)
+
+
+class LiveView:
+    """Redraws a short table in place, with the last few lines under it."""
+
+    refresh_s: Final = 0.25
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=LINES_SHOWN)
+        self._progress = ""
+        self._live = Live(Text("starting"), refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def tell(self, text: str) -> None:
+        """Add a line."""
+        self._lines.append(text)
+
+    def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """Show how far a long job has come."""
+        done = done_bytes >= total_bytes
+        self._progress = "" if done else progress_text(doing, done_bytes, total_bytes)
+
+    def show(self, status: StatusReply | None) -> None:
+        """Draw how the mesh stands."""
+        parts = [status_table(status)] if status is not None else []
+        lines = [*self._lines, self._progress, "Ctrl-C leaves the mesh"]
+        parts.append(Text("\n".join(line for line in lines if line), style="dim"))
+        self._live.update(Group(*parts))
+
+
+View = PlainView | LiveView
+
+
+def open_view() -> View:
+    """Return the view that fits stdout."""
+    return LiveView() if sys.stdout.isatty() else PlainView()
+
+
+def progress_text(doing: str, done_bytes: int, total_bytes: int) -> str:
+    """Return how far a long job has come, for a person."""
+    percent = 100 * done_bytes // max(1, total_bytes)
+    return f"{doing}: {percent} % of {format_size(total_bytes)}"
+
+
+def ready_text(status: StatusReply) -> str:
+    """Return the line that says the mesh can answer; empty when it cannot."""
+    if not status.ready or not status.model:
+        return ""
+    devices = sum(member.span.count > 0 or member.home for member in status.members)
+    name = status.model[0].name
+    return f"ready: {name} on {devices} device{'s' if devices > 1 else ''}, epoch {status.epoch}"

@@ -1,0 +1,65 @@
+"""The one compute thread: runs jobs in their order and reports each result."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from edgellama.errors import EdgellamaError
+from edgellama.mesh.effects import Job, JobResult
+
+if TYPE_CHECKING:
+    from edgellama.node.engine import Engine, LoadedSpan
+
+Report = Callable[[Job, JobResult | EdgellamaError], None]
+
+
+class ComputeThread:
+    """Owns the engine; everything that touches it is queued here.
+
+    ``report`` and ``crashed`` are called on this thread.
+    """
+
+    def __init__(
+        self, engine: Engine, report: Report, crashed: Callable[[BaseException], None]
+    ) -> None:
+        self._engine = engine
+        self._report = report
+        self._crashed = crashed
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="edgellama-compute", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def run(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.put(lambda: self._report(job, self._engine.run(job)))
+
+    def install(self, loaded: LoadedSpan, installed: Callable[[], None]) -> None:
+        """Queue the installation of a loaded span; ``installed`` is called when it is done."""
+
+        def install() -> None:
+            self._engine.install(loaded)
+            installed()
+
+        self._queue.put(install)
+
+    def drop_before(self, epoch: int) -> None:
+        """Queue the freeing of older epochs."""
+        self._queue.put(lambda: self._engine.drop_before(epoch))
+
+    def stop(self, timeout_s: float) -> None:
+        """End after the job that is running; do not wait longer than ``timeout_s``."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while (call := self._queue.get()) is not None:
+                call()
+        except BaseException as error:  # our own bug: the node must end and say so
+            self._crashed(error)

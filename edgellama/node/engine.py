@@ -1,0 +1,108 @@
+"""What the compute thread does: jobs of the mesh, on the stages that are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellama.errors import EdgellamaError
+from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, TokenizeJob
+from edgellama.model.head import Head
+from edgellama.model.sampling import sample
+from edgellama.model.stage import Stage
+
+if TYPE_CHECKING:
+    from edgellama_kernels import HiddenRows, Kernels
+
+    from edgellama.model.config import LlamaConfig
+    from edgellama.model.tokenizer import Tokenizer
+    from edgellama.model.weights import HomeWeights, LayerWeights
+    from edgellama.values import Plan, Span
+
+
+@dataclass(frozen=True)
+class LoadedSpan:
+    """A node's part of a model, ready to compute; ``home`` and ``tokenizer`` at home alone."""
+
+    plan: Plan
+    span: Span
+    config: LlamaConfig
+    layers: tuple[LayerWeights, ...]
+    home: HomeWeights | None
+    tokenizer: Tokenizer | None
+
+
+class Engine:
+    """The stages of one node, by epoch; used by the compute thread alone."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._loaded: dict[int, LoadedSpan] = {}
+        self._stages: dict[int, Stage] = {}
+        self._heads: dict[int, Head] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def install(self, loaded: LoadedSpan) -> None:
+        """Make ready to compute under the plan's epoch."""
+        plan = loaded.plan
+        if loaded.span.count:
+            self._stages[plan.epoch] = Stage(
+                self._kernels,
+                loaded.config,
+                loaded.span,
+                loaded.layers,
+                plan.context,
+                plan.sessions_max,
+            )
+        if loaded.home is not None:
+            self._heads[plan.epoch] = Head(self._kernels, loaded.config, loaded.home)
+            self._tokenizer = loaded.tokenizer
+
+    def drop_before(self, epoch: int) -> None:
+        """Free the stages, and with them the KV caches, of older epochs."""
+        for parts in (self._stages, self._heads):
+            for old in [each for each in parts if each < epoch]:
+                del parts[old]
+
+    def run(self, job: Job) -> JobResult | EdgellamaError:
+        """Return the job's result, or the error that a person may read."""
+        try:
+            return self._run(job)
+        except EdgellamaError as error:
+            return error
+        except MemoryError:
+            return EdgellamaError("this device has run out of memory; offer less with --ram")
+
+    def _run(self, job: Job) -> JobResult:
+        match job:
+            case StageJob():
+                return self._run_stage(job)
+            case HeadJob():
+                logits = self._head(job.epoch).logits(job.hidden)[-1]
+                return sample(logits, job.sampling, job.position, job.recent)
+            case TokenizeJob():
+                if self._tokenizer is None:
+                    raise EdgellamaError("this device is not home any more; ask again")
+                return tuple(self._tokenizer.encode(job.prompt))
+            case CloseJob():
+                stage = self._stages.get(job.epoch)
+                if stage is not None and job.session in stage.sessions():
+                    stage.close(job.session)
+                return None
+
+    def _run_stage(self, job: StageJob) -> HiddenRows:
+        hidden = job.hidden if job.hidden is not None else self._head(job.epoch).embed(job.tokens)
+        stage = self._stages.get(job.epoch)
+        if stage is None:
+            if job.hidden is None:
+                return hidden  # home without layers of its own
+            raise EdgellamaError("the layers of this epoch are not held here any more")
+        if job.position == 0:
+            stage.open(job.session)
+        return stage.forward(job.session, hidden, job.position)
+
+    def _head(self, epoch: int) -> Head:
+        head = self._heads.get(epoch)
+        if head is None:
+            raise EdgellamaError("this device is not home any more; ask again")
+        return head

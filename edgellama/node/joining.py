@@ -1,0 +1,81 @@
+"""From the options of ``join`` to a running member, and back to a clean end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from edgellama_kernels.digest import digest
+
+from edgellama.net.facts import clean_name, device_name, ram_offer_bytes
+from edgellama.net.paths import StatePaths
+from edgellama.node.kernels import load_kernels, overhead_bytes
+from edgellama.node.member import JoinSettings, Member
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edgellama.values import Address
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """What a person said to ``join``; None leaves it to the device."""
+
+    mesh_key: bytes
+    model: Path | None
+    name: str | None
+    ram_bytes: int | None
+    port: int | None
+    listen: str | None
+    peers: tuple[Address, ...]
+    context: int
+    mdns: bool
+    backend: str
+    threads: int | None
+
+
+class Audience(Protocol):
+    """Whoever is told what happens; called from any thread."""
+
+    def tell(self, text: str) -> None:
+        """Take a line that a person would want to know."""
+
+    def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """Take how far something long has come."""
+
+
+@contextmanager
+def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
+    """Run a member while the block lasts; raise what ended it by itself.
+
+    Raises what a bad model file, a taken port, a home in use and missing kernels raise.
+    """
+    paths = StatePaths.locate()
+    paths.make()
+    with ExitStack() as stack:
+        stack.callback(paths.lock().release)
+        kernels = load_kernels(options.backend, options.threads, paths, audience.tell)
+        stack.callback(kernels.close)
+        ram_bytes = options.ram_bytes
+        if ram_bytes is None:
+            ram_bytes = ram_offer_bytes(overhead_bytes(kernels.name))
+        settings = JoinSettings(
+            options.mesh_key,
+            options.model,
+            (clean_name(options.name) if options.name else "") or device_name(),
+            ram_bytes,
+            options.port,
+            options.listen,
+            options.peers,
+            options.context,
+            options.mdns,
+        )
+        member = Member(settings, paths, kernels, digest(kernels), audience.tell, audience.progress)
+        try:
+            member.start()
+            yield member
+        finally:
+            member.stop()

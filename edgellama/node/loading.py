@@ -1,0 +1,130 @@
+"""From a plan to weights that can compute: fetch what is missing, pack it, map it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from edgellama.model.config import LlamaConfig
+from edgellama.model.cost import model_facts
+from edgellama.model.tokenizer import Tokenizer
+from edgellama.model.weights import HomeWeights, LayerWeights
+from edgellama.net.model_fetch import fetch_header, fetch_span
+from edgellama.net.own_model import OwnModel
+from edgellama.node.engine import LoadedSpan
+from edgellama.values import Address, ModelFacts, NodeId, Plan, Span
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgellama.model.gguf import GgufFile
+    from edgellama.net.packed import PackedCache
+    from edgellama.net.store import Store
+
+SOURCE_TRIES: Final = 20
+SOURCE_WAIT_S: Final = 0.5
+
+Sources = Callable[[], Sequence[Address]]
+
+
+class Progress(Protocol):
+    """Shown to a person while a node loads."""
+
+    def __call__(self, doing: str, done_bytes: int, total_bytes: int) -> None:
+        """Say how far ``doing`` has come."""
+
+
+def _silent(doing: str, done_bytes: int, total_bytes: int) -> None:
+    """Show nothing."""
+
+
+class SpanLoader:
+    """Brings a node's span of a model to where the engine can use it.
+
+    The user's own file is read in place; everything else comes from peers by way of the store,
+    and stays there for the next start. Used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        packed: PackedCache,
+        mesh_key: bytes,
+        progress: Progress = _silent,
+    ) -> None:
+        self._store = store
+        self._packed = packed
+        self._mesh_key = mesh_key
+        self._progress = progress
+
+    def load(
+        self,
+        plan: Plan,
+        node: NodeId,
+        sources: Sources,
+        cancelled: threading.Event | None = None,
+    ) -> LoadedSpan:
+        """Return the node's span under ``plan``, ready to compute.
+
+        ``sources`` gives the addresses of peers to ask for weights. Raises TransferError when
+        they cannot be had or loading was cancelled, and what a bad model file raises.
+        """
+        stage = plan.stage_of(node)
+        assert stage is not None
+        span, at_home = plan.stages[stage].span, stage == 0
+        cancelled = cancelled or threading.Event()
+        root = plan.model_root
+        with self._open(root, span, at_home, sources, cancelled) as gguf:
+            config = LlamaConfig.from_gguf(gguf)
+            buffers = self._packed.layer_buffers(
+                gguf, config, root, span, self._told("packing layers")
+            )
+            layers = tuple(
+                LayerWeights.over(gguf, config, layer, buffer)
+                for layer, buffer in zip(range(*span), buffers, strict=True)
+            )
+            if not at_home:
+                return LoadedSpan(plan, span, config, layers, None, None)
+            buffer = self._packed.home_buffer(gguf, config, root, self._told("packing the head"))
+            home = HomeWeights.over(gguf, config, buffer)
+            return LoadedSpan(plan, span, config, layers, home, Tokenizer.from_gguf(gguf))
+
+    def _open(
+        self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
+    ) -> GgufFile:
+        """Return the model's file with the span's tensors in it, fetched where they were not."""
+        held = self._store.source(root)
+        if isinstance(held, OwnModel):
+            return held.open_gguf()
+        addresses = () if held is not None and held.complete else _some(sources, cancelled)
+        key, told = self._mesh_key, self._told("fetching the header")
+        stored = fetch_header(self._store, root, addresses, key, told, cancelled)
+        gguf = stored.open_gguf()
+        try:
+            config = LlamaConfig.from_gguf(gguf)
+            told = self._told("fetching layers")
+            fetch_span(stored, gguf, config, span, at_home, addresses, key, told, cancelled)
+        except BaseException:
+            gguf.close()
+            raise
+        return gguf
+
+    def _told(self, doing: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._progress(doing, done, total)
+
+
+def _some(sources: Sources, cancelled: threading.Event) -> Sequence[Address]:
+    """Return the addresses of sources; news of other members may come a moment after the plan."""
+    for _ in range(SOURCE_TRIES):
+        if addresses := sources():
+            return addresses
+        if cancelled.wait(SOURCE_WAIT_S):
+            break
+    return ()  # what is on the disk may suffice; where it does not, the fetch says so
+
+
+def own_model_facts(own: OwnModel, path: Path) -> ModelFacts:
+    """Return the planner's facts of a user's file."""
+    with own.open_gguf() as gguf:
+        return model_facts(gguf, own.manifest.root, path.stem)

@@ -1,0 +1,361 @@
+"""A device in the mesh: builds the parts, carries out what the mesh decides, owns the threads.
+
+Threads: one for datagrams, which also runs the mesh's decisions; one that computes; one that
+loads; those of the weight server and of mDNS. They meet in queues only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+import edgellama
+from edgellama.errors import EdgellamaError, NetworkError
+from edgellama.link.endpoint import Connected, Endpoint, Event, Identity
+from edgellama.mesh.core import MeshNode
+from edgellama.mesh.effects import (
+    Dial,
+    DropEpochsBefore,
+    Effect,
+    GiveUp,
+    Job,
+    JobResult,
+    LoadPlan,
+    Run,
+    Send,
+    Tell,
+)
+from edgellama.net.discovery import Candidate, Discovery
+from edgellama.net.interfaces import interfaces_for_discovery
+from edgellama.net.packed import PackedCache
+from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
+from edgellama.net.store import Store
+from edgellama.net.transfer_server import WeightServer
+from edgellama.net.udp import UdpDriver, UdpSocket
+from edgellama.node.compute import ComputeThread
+from edgellama.node.engine import Engine, LoadedSpan
+from edgellama.node.loading import Progress, SpanLoader, own_model_facts
+from edgellama.values import Address, LinkCounters, NodeId
+from edgellama.wire.activations import lz4_available
+from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import edgellama_kernels
+
+    from edgellama.mesh.home import Vocabulary
+    from edgellama.net.paths import StatePaths
+
+SESSIONS_MAX: Final = 2
+STOP_WAIT_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class JoinSettings:
+    """What a person said to ``join``; see there. ``port`` None takes the usual or a free one."""
+
+    mesh_key: bytes
+    model: Path | None
+    name: str
+    ram_bytes: int
+    port: int | None
+    listen: str | None
+    peers: tuple[Address, ...]
+    context: int
+    mdns: bool
+
+
+class _LinkHandler:
+    """Runs the mesh's decisions on the I/O thread."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def handle_event(self, event: Event, now: float) -> None:
+        self._member.link_event(event, now)
+
+    def next_timer(self) -> float | None:
+        return self._member.core.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self._member.timer(now)
+
+
+class Member:
+    """One running device of a mesh. ``tell`` and ``progress`` may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: JoinSettings,
+        paths: StatePaths,
+        kernels: edgellama_kernels.Kernels,
+        kernel_digest: str,
+        tell: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self._settings = settings
+        self._paths = paths
+        self._tell = tell
+        self._error: BaseException | None = None
+        self._ended = threading.Event()
+        self._tokenizer: Vocabulary | None = None
+        self._sources: tuple[Address, ...] = ()
+        self._sources_at = -1.0
+        self._loads: SimpleQueue[LoadPlan | None] = SimpleQueue()
+        self._cancel_load = threading.Event()
+        self._peers = RememberedPeers(paths.peers)
+
+        self._store = Store(paths.data)
+        own = (
+            self._store.adopt(
+                settings.model, lambda done, total: progress("reading the model", done, total)
+            )
+            if settings.model
+            else None
+        )
+        facts = own_model_facts(own, settings.model) if own and settings.model else None
+        self._loader = SpanLoader(
+            self._store, PackedCache(paths.packed), settings.mesh_key, progress
+        )
+        self._compute = ComputeThread(Engine(kernels), self._job_done, self._crashed)
+
+        self.addresses = interfaces_for_discovery(settings.listen)
+        self._socket = _bind(settings)
+        self._server = WeightServer(
+            settings.listen or "0.0.0.0",
+            self._socket.address.port,
+            settings.mesh_key,
+            self._store.source,
+        )
+        node = paths.node_id()
+        incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
+        self.address = Address(
+            self.addresses[0] if self.addresses else "", self._socket.address.port
+        )
+        me = MemberRecord(
+            *(node, incarnation, 1, ALIVE, settings.name, self.address.host),
+            *(self._socket.address.port, self._server.port, settings.ram_bytes, settings.context),
+            *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
+            edgellama.__version__,
+        )
+        self._endpoint = Endpoint(
+            Identity(node, incarnation),
+            settings.mesh_key,
+            self._socket.window_packets,
+            secrets.token_bytes,
+        )
+        self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
+        self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
+        self._discovery: Discovery | None = None
+        self._threads = [
+            threading.Thread(target=self._run_link, name="edgellama-link", daemon=True),
+            threading.Thread(target=self._run_loads, name="edgellama-load", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to find others and to serve."""
+        self._compute.start()
+        for thread in self._threads:
+            thread.start()
+        self._paths.write_run_file(
+            Address(self._settings.listen or "127.0.0.1", self._socket.address.port)
+        )
+        known = [peer.address for peer in self._peers.all()]
+        for address in dict.fromkeys([*self._settings.peers, *known]):
+            self._dial(address)
+        if self._settings.mdns:
+            self._discovery = Discovery(self._settings.mesh_key, self._found, self.addresses)
+            self._discovery.browse()
+            me = self.core.membership.me
+            self._discovery.announce(me.node, me.incarnation, self.address)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the node has ended by itself within ``timeout_s``."""
+        return self._ended.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Leave the mesh, end the threads; raise the error that ended the node, if one did."""
+        self._paths.remove_run_file()
+        self._cancel_load.set()
+        self._loads.put(None)
+        self._driver.post(self._leave)
+        self._driver.stop()
+        for thread in self._threads:
+            thread.join(STOP_WAIT_S)
+        self._compute.stop(STOP_WAIT_S)
+        if self._discovery is not None:
+            self._discovery.close()
+        self._server.close()
+        self._socket.close()
+        self._store.close()
+        if self._error is not None:
+            raise self._error
+
+    def status(self, timeout_s: float = 1.0) -> StatusReply | None:
+        """Return how the mesh stands, None when the I/O thread does not say in time."""
+        answer: SimpleQueue[StatusReply] = SimpleQueue()
+        self._driver.post(lambda _: answer.put(self.core.status()))
+        try:
+            return answer.get(timeout=timeout_s)
+        except Exception:
+            return None
+
+    @property
+    def discovery_note(self) -> str | None:
+        """Why mDNS does not work here, for a person; None when it does."""
+        return self._discovery.note if self._discovery else None
+
+    def counters(self, node: NodeId | None) -> LinkCounters:
+        """Return what has gone over one link or all; on the I/O thread."""
+        if node is None:
+            return self._endpoint.total_counters()
+        try:
+            return self._endpoint.counters(node)
+        except KeyError:
+            return LinkCounters()
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Return the tokenizer of the span loaded last."""
+        return self._tokenizer
+
+    def link_event(self, event: Event, now: float) -> None:
+        """Take an event of the link; on the I/O thread."""
+        if isinstance(event, Connected) and not event.identity.guest:
+            self._remember(event)
+        self.core.handle_event(event, now)
+        self._carry_out(now)
+
+    def timer(self, now: float) -> None:
+        """Do what is due; on the I/O thread."""
+        self.core.handle_timer(now)
+        self._carry_out(now)
+
+    def _carry_out(self, now: float) -> None:
+        while effects := self.core.effects():
+            for effect in effects:
+                self._do(effect, now)
+        if self._sources_at != self.core.membership.changed_at:
+            self._sources_at = self.core.membership.changed_at
+            self._sources = self._weight_sources()
+
+    def _do(self, effect: Effect, now: float) -> None:
+        match effect:
+            case Send():
+                if effect.node in self._endpoint.peers():
+                    data = encode(effect.message)
+                    self._endpoint.send(effect.node, data, effect.priority, now)
+            case Run():
+                self._compute.run(effect.job)
+            case Dial():
+                self._endpoint.dial(effect.address, now)
+            case LoadPlan():
+                self._cancel_load.set()
+                self._loads.put(effect)
+            case DropEpochsBefore():
+                self._compute.drop_before(effect.epoch)
+            case Tell():
+                self._tell(effect.text)
+            case GiveUp():
+                self._end(effect.error)
+
+    def _weight_sources(self) -> tuple[Address, ...]:
+        """Return where weights can be had: first whoever has the file, then the others."""
+        me = self.core.membership.me.node
+        others = [each for each in self.core.membership.living() if each.node != me]
+        others.sort(key=lambda each: (not each.model_root, each.node))
+        return tuple(Address(each.host, each.transfer_port) for each in others)
+
+    def _run_link(self) -> None:
+        try:
+            self._driver.run()
+        except BaseException as error:
+            self._end(error)
+
+    def _run_loads(self) -> None:
+        while (wanted := self._loads.get()) is not None:
+            if not self._loads.empty():
+                continue  # a later plan has come
+            self._cancel_load.clear()
+            try:
+                loaded = self._load(wanted)
+            except EdgellamaError as error:
+                if self._loads.empty():
+                    self._report_load(wanted, error)
+            except BaseException as error:
+                self._end(error)
+            else:
+                self._compute.install(loaded, lambda done=loaded: self._installed(done))  # type: ignore[misc]
+
+    def _load(self, wanted: LoadPlan) -> LoadedSpan:
+        me = self.core.membership.me.node
+        return self._loader.load(wanted.plan, me, self._sources_now, self._cancel_load)
+
+    def _sources_now(self) -> Sequence[Address]:
+        return self._sources
+
+    def _report_load(self, wanted: LoadPlan, error: EdgellamaError) -> None:
+        self._tell(str(error))
+        self._driver.post(lambda now: self._plan_failed(wanted, error, now))
+
+    def _plan_failed(self, wanted: LoadPlan, error: EdgellamaError, now: float) -> None:
+        self.core.plan_failed(wanted.plan.epoch, error, now)
+        self._carry_out(now)
+
+    def _installed(self, loaded: LoadedSpan) -> None:
+        def installed(now: float) -> None:
+            if loaded.tokenizer is not None:
+                self._tokenizer = loaded.tokenizer
+            self.core.plan_loaded(loaded.plan.epoch, now)
+            self._carry_out(now)
+
+        self._driver.post(installed)
+
+    def _job_done(self, job: Job, result: JobResult | EdgellamaError) -> None:
+        def done(now: float) -> None:
+            self.core.job_done(job, result, now)
+            self._carry_out(now)
+
+        self._driver.post(done)
+
+    def _leave(self, now: float) -> None:
+        self.core.leave(now)
+        self._carry_out(now)
+        for node in list(self._endpoint.peers()):
+            self._endpoint.disconnect(node, now)
+
+    def _found(self, candidate: Candidate) -> None:
+        if candidate.node != self.core.membership.me.node:
+            self._dial(candidate.address)
+
+    def _dial(self, address: Address) -> None:
+        self._driver.post(lambda now: self._endpoint.dial(address, now))
+
+    def _remember(self, event: Connected) -> None:
+        self._peers.remember(event.identity.node, event.address, time.time_ns() // 1_000_000)
+        try:
+            self._peers.save()
+        except EdgellamaError as error:
+            self._tell(str(error))
+
+    def _crashed(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._ended.set()
+
+
+def _bind(settings: JoinSettings) -> UdpSocket:
+    host = settings.listen or "0.0.0.0"
+    if settings.port is not None:
+        return UdpSocket(host, settings.port)
+    try:
+        return UdpSocket(host, DEFAULT_PORT)
+    except NetworkError:
+        return UdpSocket(host, 0)  # announced, so nobody has to know it
