@@ -18,7 +18,6 @@ from ipaddress import IPv4Address
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Final
 
-from edgellama.net.facts import is_android
 from edgellama.net.interfaces import lan_addresses, local_networks
 from edgellama.values import NODE_ID_DIGITS, Address, NodeId
 from edgellama.wire.mesh_tag import MESH_TAG_DIGITS, mesh_tag
@@ -56,7 +55,7 @@ def query_delays_s() -> Iterator[float]:
     """Give the pauses between queries: they go out at 0, 15 and 60 s, then every 5 minutes.
 
     Android filters multicast unless an app asks it not to, so announcements are not enough; and
-    the library's own queries stop to ask for unicast replies after the first.
+    only the first query of each round asks for unicast replies.
     """
     return chain((15.0, 45.0), repeat(300.0))
 
@@ -257,13 +256,12 @@ class _Responder:
         self._published: tuple[Announcement, Address] | None = None
         self._announced_s = 0.0
         self._zeroconfs = [Zeroconf(interfaces=self.interfaces, ip_version=IPVersion.V4Only)]
-        if is_android():
-            # Replies to a port of its own are unicast for sure; those to 5353 may be
-            # multicast, which Android drops, or go to another program's socket.
-            with suppress(OSError):
-                self._zeroconfs.append(
-                    Zeroconf(interfaces=self.interfaces, unicast=True, ip_version=IPVersion.V4Only)
-                )
+        # A second querier with a port of its own: replies to it are unicast, to it alone. Those
+        # to 5353 may be multicast, which Android drops, or go to another program's socket.
+        with suppress(OSError):
+            self._zeroconfs.append(
+                Zeroconf(interfaces=self.interfaces, unicast=True, ip_version=IPVersion.V4Only)
+            )
 
     @property
     def is_browsing(self) -> bool:
@@ -271,19 +269,12 @@ class _Responder:
         return bool(self._browsers)
 
     def query(self) -> None:
-        """Ask anew who is there, with unicast replies (QU, RFC 6762 section 5.4)."""
-        from zeroconf import DNSQuestionType, ServiceBrowser
+        """Ask anew who is there: for unicast replies (QU) once, then for multicast."""
+        from zeroconf import ServiceBrowser
 
         self._cancel_browsers()
         for zeroconf in self._zeroconfs:
-            self._browsers.append(
-                ServiceBrowser(
-                    zeroconf,
-                    SERVICE_TYPE,
-                    handlers=[self._changed],
-                    question_type=DNSQuestionType.QU,
-                )
-            )
+            self._browsers.append(ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[self._changed]))
 
     def publish(self, announcement: Announcement, address: Address) -> None:
         """Announce, or announce again when it is time or something has changed."""
@@ -321,14 +312,14 @@ class _Responder:
     def _changed(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
-        from zeroconf import DNSQuestionType, ServiceInfo, ServiceStateChange
+        from zeroconf import ServiceInfo, ServiceStateChange
 
         if state_change is ServiceStateChange.Removed:
             return
         info = None
         with suppress(Exception):  # a malformed announcement, or we are closing
             info = ServiceInfo(service_type, name)
-            if not info.request(zeroconf, RESOLVE_TIMEOUT_MS, DNSQuestionType.QU):
+            if not info.request(zeroconf, RESOLVE_TIMEOUT_MS):
                 info = None
         if info is not None:
             self._resolved(info, self.interfaces)
