@@ -54,6 +54,7 @@ def prepare() -> str | None:
     except OSError as error:
         return f"compiled kernels cannot be kept in {folder} ({error.strerror}): starts are slow"
     os.environ[VARIABLE] = str(folder)
-    if "numba" in sys.modules:  # it read the variable when it was imported
-        sys.modules["numba"].config.reload_config()
+    numba = sys.modules.get("numba")
+    if numba is not None:  # it read the variable when it was imported
+        numba.config.reload_config()
     return None

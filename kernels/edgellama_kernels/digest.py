@@ -1,0 +1,115 @@
+"""Proof at the door (rule 10): every kernel on fixed inputs, and one hash of all that comes out.
+
+A device whose digest differs from ``EXPECTED_DIGEST`` computes other numbers than the mesh, be it
+for a compiler's fault or because a foreign library makes it flush subnormals. The digest belongs
+to the thread it is made in: flushing is a setting of each thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellama_kernels.interface import Float32, Kernels, allocate_cache_layer
+from edgellama_kernels.layout import PackedMatrix, WeightKind, row_bytes
+from edgellama_kernels.reference import exponential
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXPECTED_DIGEST = "5d10787af4179fedaacd84923c3db00c17772adfea322f180788c25d82926488"
+
+ROWS = 43  # no multiple of 8
+COLUMNS = {True: 160, False: 150}  # of quantised and other weights: the last block is short
+POSITIONS = 150  # in the third tile of 64
+HEADS, KV_HEADS, HEAD_WIDTH = 6, 2, 24  # three query heads share a key head: not four
+
+
+def _integers(count: int, seed: int) -> NDArray[np.uint32]:
+    """Return fixed 32-bit numbers by integer arithmetic alone: a hash of seed and index."""
+    numbers = np.arange(count, dtype=np.uint32) + np.uint32(seed * 0x9E3779B1 & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        numbers = (numbers ^ (numbers >> np.uint32(shift))) * np.uint32(factor)
+    return numbers
+
+
+def _numbers(seed: int, *shape: int) -> Float32:
+    """Return float32 in -4..4 with 24 significant bits, each exact."""
+    integers = _integers(int(np.prod(shape)), seed)
+    centred = (integers >> np.uint32(7)).astype(np.int32) - np.int32(1 << 24)
+    return (centred.astype(np.float32) * np.float32(2.0**-22)).reshape(shape)
+
+
+def _awkward(seed: int, *shape: int) -> Float32:
+    """Return numbers with a block of zeros and rows from subnormal to near 2^60."""
+    x = _numbers(seed, *shape)
+    x[:, :32] = 0
+    x *= np.array([2.0 ** (60 - 46 * (row % 5)) for row in range(len(x))], np.float32)[:, None]
+    return x
+
+
+def _matrix(kind: WeightKind, seed: int) -> PackedMatrix:
+    """Return a matrix whose raw bytes are fixed; scales reach down to subnormal fp16."""
+    columns = COLUMNS[kind.quantized]
+    size = row_bytes(kind, columns)
+    raw = _integers(ROWS * size, seed).astype(np.uint8)
+    block = raw.reshape(ROWS, -1, kind.block_bytes)
+    if kind.quantized:
+        block[..., 1] &= 0x87  # the scales' upper bytes: fp16 below 2^-13 in magnitude
+    else:
+        block[..., -1] &= 0xBF  # finite and below 2 in every format
+    matrix = PackedMatrix.zeros(kind, ROWS, columns)
+    matrix.store_rows(0, raw.reshape(ROWS, size))
+    return matrix
+
+
+def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
+    """Return what each kernel makes of the fixed inputs, by name."""
+    found: dict[str, NDArray[Any]] = {}
+    for number, kind in enumerate(WeightKind):
+        matrix = _matrix(kind, number)
+        hidden = kernels.embed(matrix, np.array([0, 42, 7]))
+        found[f"embed {kind.value}"] = kernels.expand(hidden)
+        x = _awkward(10 + number, 5, matrix.columns)
+        residual = _numbers(20 + number, 2, ROWS)
+        for part, added in ((x, None), (x[:2], residual), (x[2:3], None)):
+            name = f"matmul {kind.value} T={len(part)}"
+            found[name] = kernels.matmul(matrix, kernels.prepare(part), added)
+    x = _awkward(30, 5, 150)
+    hidden = kernels.shrink(x)
+    found |= {"halves": hidden.halves, "exponents": hidden.exponents}
+    found["expand"] = kernels.expand(hidden)
+    found["rms_norm"] = kernels.rms_norm(_numbers(31, 5, 150), _numbers(32, 150), 1e-5)
+    found["silu_multiply"] = kernels.silu_multiply(
+        np.float32(25) * _numbers(33, 5, 150), _numbers(34, 5, 150)
+    )
+    rotated = _numbers(35, 5, HEADS, HEAD_WIDTH)
+    kernels.rope(rotated, _numbers(36, 5, 2, HEAD_WIDTH // 2))
+    found["rope"] = rotated
+    found["exponential"] = exponential(np.float32(22) * _numbers(37, 999))
+    return found | _attention_outputs(kernels)
+
+
+def _attention_outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
+    cache = allocate_cache_layer(KV_HEADS, HEAD_WIDTH, POSITIONS)
+    keys, values = (_numbers(seed, POSITIONS, KV_HEADS, HEAD_WIDTH) for seed in (40, 41))
+    kernels.store(cache, keys[:64], values[:64], 0)
+    kernels.store(cache, keys[64:], values[64:], 64)
+    queries = _numbers(42, POSITIONS, HEADS, HEAD_WIDTH)
+    return {
+        "keys": cache.keys,
+        "values": cache.values,
+        "attention prefill": kernels.attention(queries[100:], cache, 100),
+        "attention decode": kernels.attention(queries[70:71], cache, 70),
+    }
+
+
+def digest(kernels: Kernels) -> str:
+    """Return a hash, 64 hexadecimal digits, of every kernel's output; some seconds when cold."""
+    hashed = hashlib.sha256()
+    for name, array in outputs(kernels).items():
+        hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,116 @@
+"""How kernels are compiled and kept: always without the GIL, never with fast-math."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import edgellama_kernels
+import pytest
+from edgellama_kernels import cache_folder
+
+
+def dispatchers() -> dict[str, object]:
+    numba = pytest.importorskip("numba")
+    found = {}
+    for module in pkgutil.iter_modules(edgellama_kernels.__path__):
+        members = vars(importlib.import_module(f"edgellama_kernels.{module.name}"))
+        for name, member in members.items():
+            if isinstance(member, numba.core.dispatcher.Dispatcher):
+                found[f"{module.name}.{name}"] = member
+    return found
+
+
+def test_every_kernel_releases_the_gil_and_none_has_fast_math(compiled) -> None:
+    found = dispatchers()
+    assert len(found) > 20
+    for name, dispatcher in found.items():
+        options = dispatcher.targetoptions
+        assert options.get("nogil") is True, name
+        assert not options.get("fastmath"), name
+        assert not options.get("parallel"), name
+
+
+def test_compiled_code_holds_no_fused_multiply_add_outside_attention(compiled, reference) -> None:
+    for name, dispatcher in dispatchers().items():
+        if name.startswith("attention."):
+            continue
+        for code in dispatcher.inspect_llvm().values():
+            assert "llvm.fma" not in code, name
+            assert " fast " not in code, name
+            assert "contract" not in code, name
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_numba_is_imported_only_where_it_is_needed() -> None:
+    done = run("import sys, edgellama_kernels as e; e.load('numpy'); print('numba' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_without_numba_numpy_serves() -> None:
+    done = run(
+        "import sys; sys.modules['numba'] = None\n"
+        "import edgellama_kernels as e\n"
+        "print(e.load().name)\n"
+        "try: e.load('numba')\n"
+        "except e.BackendUnavailable as error: print(error)"
+    )
+    name, message = done.stdout.splitlines()
+    assert name == "numpy"
+    assert message.startswith("the numba kernels cannot run here")
+
+
+def test_any_edit_of_any_source_changes_the_folder(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "b.py").write_text("y = 1\n")
+    monkeypatch.setattr(cache_folder, "__file__", str(tmp_path / "a.py"))
+    before = cache_folder.sources_hash()
+    assert cache_folder.sources_hash() == before
+    (tmp_path / "b.py").write_text("y = 2\n")
+    edited = cache_folder.sources_hash()
+    assert edited != before
+    (tmp_path / "b.py").rename(tmp_path / "c.py")
+    assert cache_folder.sources_hash() not in (before, edited)
+
+
+def test_a_child_uses_its_parents_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert cache_folder.prepare() is None
+    chosen = os.environ["NUMBA_CACHE_DIR"]
+    assert Path(chosen).parent == tmp_path
+    assert cache_folder.prepare() is None
+    assert os.environ["NUMBA_CACHE_DIR"] == chosen
+
+
+def test_kernels_are_kept_for_the_next_start(tmp_path: Path, compiled) -> None:
+    code = (
+        "import numpy as np, edgellama_kernels as e\n"
+        "from edgellama_kernels import elementwise\n"
+        "k = e.load('numba'); x = np.ones((1, 8), np.float32); k.shrink(x)\n"
+        "print(k.cache_note, len(elementwise.shrink.stats.cache_hits))"
+    )
+    first, second = (run(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.stdout.split() == ["None", "0"], first.stderr
+    assert second.stdout.split() == ["None", "1"], second.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_kernels_run(tmp_path: Path, compiled) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    done = run(
+        "import numpy as np, edgellama_kernels as e\n"
+        "k = e.load('numba'); print(k.cache_note); print(k.shrink(np.ones((1, 8), np.float32)))",
+        NUMBA_CACHE_DIR=str(in_the_way),
+    )
+    assert done.stdout.startswith("compiled kernels cannot be kept in"), done.stderr
+    assert "15360" in done.stdout
