@@ -191,9 +191,8 @@ class StoredModel:
         # First the bitmap goes: it must never speak of a file that it was not made for.
         self._bitmap_path.unlink(missing_ok=True)
         self._partial_path.touch()
-        file = self._partial_path.open("r+b", buffering=0)
-        file.truncate(size)
-        return file, ChunkBitmap(chunks)
+        os.truncate(self._partial_path, size)
+        return self._partial_path.open("r+b", buffering=0), ChunkBitmap(chunks)
 
     def _path_is_ours(self) -> bool:
         try:

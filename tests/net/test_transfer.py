@@ -1,0 +1,501 @@
+"""Fetching weights over real sockets: liars, interruptions, other meshes, and what is not sent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from weights_serving import HOST, KEY, CountingSource, answering, served, write_model
+
+from edgellama.errors import TransferError
+from edgellama.model.config import LlamaConfig
+from edgellama.model.weights import needed_tensors
+from edgellama.net import transfer, transfer_client
+from edgellama.net.manifest import CHUNK_BYTES_MAX, Manifest
+from edgellama.net.model_fetch import fetch_header, fetch_span
+from edgellama.net.store import Store
+from edgellama.net.stored_model import StoredModel, StoreError
+from edgellama.net.transfer import TransferCancelledError, fetch_chunks, fetch_manifest
+from edgellama.net.transfer_protocol import PRESENT, RecordStream, answer_greeting
+from edgellama.values import Address, Span
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from edgellama.net.own_model import OwnModel
+
+NOBODY = Address(HOST, 9)  # the discard port, where nothing listens
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnModel]:
+    folder = tmp_path_factory.mktemp("source")
+    with contextlib.closing(Store(folder / "store")) as store:
+        yield store.adopt(write_model(folder / "model.gguf"))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Open the fetching device's store, as each of its starts would."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.closing(Store(tmp_path / "store")))
+
+
+@pytest.fixture
+def stored(start: Callable[[], Store], own: OwnModel) -> StoredModel:
+    return start().create(own.manifest)
+
+
+@pytest.fixture
+def every(own: OwnModel) -> list[int]:
+    return list(range(own.manifest.chunks))
+
+
+# --- what is fetched ------------------------------------------------------------------------
+
+
+def test_a_whole_model(own: OwnModel, stored: StoredModel, every: list[int]) -> None:
+    source = CountingSource(own)
+    shown: list[tuple[int, int]] = []
+    threads: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        shown.append((done, total))
+        threads.add(threading.get_ident())
+
+    with served(source) as address:
+        fetch_chunks(stored, every, [address], KEY, progress)
+    assert stored.path.read_bytes() == own.path.read_bytes()
+    assert sorted(source.read) == every
+    total = own.manifest.bytes_of(every)
+    assert shown[0] == (0, total)
+    assert shown[-1] == (total, total)
+    assert shown == sorted(shown)
+    assert threads == {threading.get_ident()}
+
+
+def test_only_the_asked_layers_are_sent(own: OwnModel, start: Callable[[], Store]) -> None:
+    source = CountingSource(own)
+    manifest = own.manifest
+    with served(source) as address:
+        stored = fetch_header(start(), manifest.root, [address], KEY)
+        assert sorted(source.read) == manifest.chunks_of_header()
+        with stored.open_gguf() as gguf, own.open_gguf() as whole:
+            config = LlamaConfig.from_gguf(gguf)
+            source.read.clear()
+            fetch_span(stored, gguf, config, Span(1, 2), False, [address], KEY)
+            names = [name for name in whole.tensors if name.startswith("blk.1.")]
+            assert sorted(source.read) == manifest.chunks_of_tensors(names)
+            sent_bytes = manifest.bytes_of(source.read)
+            assert sent_bytes == sum(whole.tensors[name].bytes for name in names)
+            for name in names:
+                assert gguf.tensor_bytes(name) == whole.tensor_bytes(name)
+            # Home's tensors come when they are asked for, and the layer's not again.
+            source.read.clear()
+            fetch_span(stored, gguf, config, Span(1, 2), True, [address], KEY)
+            home = {"token_embd.weight", "output_norm.weight", "output.weight"}
+            assert sorted(source.read) == manifest.chunks_of_tensors(home)
+            assert set(needed_tensors(gguf, config, Span(1, 2), True)) == home.union(names)
+
+
+def test_a_second_start_needs_no_source(own: OwnModel, start: Callable[[], Store]) -> None:
+    with served(CountingSource(own)) as address:
+        stored = fetch_header(start(), own.manifest.root, [address], KEY)
+        fetch_chunks(stored, [5], [address], KEY)
+    shown: list[tuple[int, int]] = []
+    again = fetch_header(start(), own.manifest.root, [], KEY)
+    fetch_chunks(again, [5], [], KEY, lambda done, total: shown.append((done, total)))
+    size = own.manifest.chunk(5).size
+    assert shown == [(size, size)]
+    assert again.read_chunk(5) == own.read_chunk(5)
+
+
+def test_nothing_to_fetch_asks_nobody(stored: StoredModel) -> None:
+    fetch_chunks(stored, [], [NOBODY], KEY)
+
+
+# --- sources that fail ----------------------------------------------------------------------
+
+
+def test_a_liar_is_dropped_and_named(own: OwnModel, stored: StoredModel, every: list[int]) -> None:
+    with served(CountingSource(own, lie=7)) as liar, pytest.raises(TransferError) as caught:
+        fetch_chunks(stored, every, [liar], KEY)
+    assert f"{liar} sent a wrong chunk 7" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert 7 in stored.missing(every)
+    assert not isinstance(caught.value, StoreError)
+
+
+def test_an_honest_source_makes_good_for_a_liar(
+    own: OwnModel, stored: StoredModel, every: list[int]
+) -> None:
+    liars = [CountingSource(own, lie=0) for _ in range(2)]
+    honest = CountingSource(own)
+    with served(liars[0]) as first, served(liars[1]) as second, served(honest) as third:
+        fetch_chunks(stored, every, [first, second, third], KEY)
+    assert stored.path.read_bytes() == own.path.read_bytes()
+    assert 0 in honest.read
+
+
+def test_sources_that_have_a_part_each(
+    own: OwnModel, tmp_path: Path, stored: StoredModel, every: list[int]
+) -> None:
+    halves = []
+    with contextlib.ExitStack() as stack:
+        for number in (0, 1):
+            store = stack.enter_context(contextlib.closing(Store(tmp_path / str(number))))
+            half = store.create(own.manifest)
+            for index in every[number::2]:
+                assert half.write_chunk(index, own.read_chunk(index))
+            halves.append(stack.enter_context(served(CountingSource(half))))
+        with pytest.raises(TransferError, match=f"{halves[0]} has no more of it"):
+            fetch_chunks(stored, every, halves[:1], KEY)
+        assert stored.missing(every) == every[1::2]
+        fetch_chunks(stored, every, halves, KEY)
+    assert stored.path.read_bytes() == own.path.read_bytes()
+
+
+def test_a_source_that_is_not_asked_in_the_first_round(
+    own: OwnModel, stored: StoredModel, every: list[int]
+) -> None:
+    """With one batch there is one connection; the fourth source is the one that has it."""
+    with contextlib.ExitStack() as stack:
+        empty = [stack.enter_context(served(None)) for _ in range(3)]
+        good = stack.enter_context(served(CountingSource(own)))
+        fetch_chunks(stored, [0], [NOBODY, *empty, good], KEY)
+        assert stored.missing(every) == every[1:]
+        with pytest.raises(TransferError) as caught:
+            fetch_chunks(stored, [1], [NOBODY, *empty], KEY)
+    message = str(caught.value)
+    assert f"{NOBODY} cannot be reached: Connection refused" in message
+    assert all(f"{address} does not have the model" in message for address in empty)
+
+
+def test_a_source_that_breaks_off_is_tried_again(
+    own: OwnModel, stored: StoredModel, every: list[int]
+) -> None:
+    """It cuts the connection after each chunk, and still the whole model comes."""
+    accepted: list[int] = []
+
+    def answer(connection: socket.socket) -> None:
+        accepted.append(1)
+        stream = RecordStream(connection, 5)
+        answer_greeting(stream, KEY)
+        stream.receive(100)
+        stream.send(PRESENT, own.available().to_bytes())
+        _, _, first, _ = struct.unpack("<B32sII", stream.receive(100))
+        stream.send(PRESENT, own.read_chunk(first))
+
+    with answering(answer) as address:
+        fetch_chunks(stored, every[:9], [address], KEY)
+    assert stored.missing(every) == every[9:]
+    assert len(accepted) >= 9
+
+
+def test_no_source_at_all(stored: StoredModel, own: OwnModel) -> None:
+    with pytest.raises(TransferError, match=r"2 chunks of model .*: no device that has it"):
+        fetch_chunks(stored, [0, 1], [], KEY)
+    with pytest.raises(TransferError, match=f"manifest of model {own.manifest.root[:12]}: no dev"):
+        fetch_manifest(own.manifest.root, [], KEY)
+
+
+# --- interruptions --------------------------------------------------------------------------
+
+
+def test_a_source_that_stops_and_another_day(
+    own: OwnModel, stored: StoredModel, start: Callable[[], Store], every: list[int]
+) -> None:
+    def stop(index: int) -> None:
+        if index >= 6:
+            raise TransferError
+
+    first, second = CountingSource(own, before=stop), CountingSource(own)
+    with served(first) as address, pytest.raises(TransferError, match="has lost chunk"):
+        fetch_chunks(stored, every, [address], KEY)
+    assert sorted(first.read) == [0, 1, 2, 3, 4, 5]
+    again = start().find(own.manifest.root)  # a new process: what it knows is what is on the disk
+    assert again is not None
+    with served(second) as address:
+        fetch_chunks(again, every, [address], KEY)
+    assert sorted(first.read + second.read) == every
+    assert again.path.read_bytes() == own.path.read_bytes()
+
+
+def test_a_server_that_dies(
+    own: OwnModel, stored: StoredModel, start: Callable[[], Store], every: list[int]
+) -> None:
+    reached = threading.Event()
+
+    def slowly(index: int) -> None:
+        if index >= 8:
+            reached.set()
+            threading.Event().wait(0.05)
+
+    faults: list[str] = []
+
+    def fetch() -> None:
+        try:
+            fetch_chunks(stored, every, [address], KEY)
+        except TransferError as error:
+            faults.append(str(error))
+
+    fetching = threading.Thread(target=fetch)
+    with served(CountingSource(own, before=slowly)) as address:
+        fetching.start()
+        assert reached.wait(60)
+    fetching.join()
+    assert len(faults) == 1
+    assert str(address) in faults[0]
+    kept = start().create(own.manifest)
+    missing = kept.missing(every)
+    assert missing
+    second = CountingSource(own)
+    with served(second) as address:
+        fetch_chunks(kept, every, [address], KEY)
+    assert sorted(second.read) == missing
+
+
+def test_a_cancelled_fetch_keeps_what_came(
+    own: OwnModel, stored: StoredModel, start: Callable[[], Store], every: list[int]
+) -> None:
+    cancelled = threading.Event()
+    held = threading.Event()
+
+    def hold(index: int) -> None:
+        if index >= 4:
+            cancelled.set()
+            held.wait(10)
+
+    with served(CountingSource(own, before=hold)) as address:
+        with pytest.raises(TransferCancelledError):
+            fetch_chunks(stored, every, [address], KEY, None, cancelled)
+        held.set()
+    kept = start().create(own.manifest)
+    second = CountingSource(own)
+    missing = kept.missing(every)
+    assert every[4:] == [index for index in missing if index >= 4]
+    with served(second) as address:
+        fetch_chunks(kept, every, [address], KEY)
+    assert sorted(second.read) == missing
+    with pytest.raises(TransferCancelledError):
+        fetch_chunks(kept, every, [], KEY, None, cancelled)
+
+
+def test_an_interrupt_in_the_progress_bar_leaves_nothing_running(
+    own: OwnModel, stored: StoredModel, every: list[int]
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with served(CountingSource(own)) as address:
+        with pytest.raises(KeyboardInterrupt):
+            fetch_chunks(stored, every, [address], KEY, interrupt)
+        assert not [t for t in threading.enumerate() if t.name.startswith("weights-fetch")]
+
+
+def test_a_full_disk_ends_the_fetch(
+    own: OwnModel, stored: StoredModel, every: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(index: int, data: bytes) -> bool:
+        raise StoreError("the disk is full")
+
+    source = CountingSource(own)
+    monkeypatch.setattr(stored, "write_chunk", refuse)
+    with served(source) as address, pytest.raises(StoreError, match="the disk is full"):
+        fetch_chunks(stored, every, [address], KEY)
+    assert len(source.read) < len(every)
+
+
+def test_room_is_checked_before_anything_is_fetched(
+    own: OwnModel, stored: StoredModel, every: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(wanted_bytes: int) -> None:
+        asked.append(wanted_bytes)
+        raise StoreError(os.strerror(errno.ENOSPC))
+
+    assert stored.write_chunk(0, own.read_chunk(0))
+    monkeypatch.setattr(stored, "check_room", refuse)
+    with pytest.raises(StoreError):
+        fetch_chunks(stored, every, [NOBODY], KEY)
+    assert asked == [own.manifest.bytes_of(every[1:])]
+
+
+# --- other meshes, other versions, junk -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [(KEY, b"other"), (KEY, b""), (b"", KEY)])
+def test_another_mesh_is_refused(own: OwnModel, theirs: bytes, mine: bytes) -> None:
+    source = CountingSource(own)
+    with served(source, theirs) as address, pytest.raises(TransferError) as caught:
+        fetch_manifest(own.manifest.root, [address], mine)
+    assert f"{address} closed the connection" in str(caught.value)
+    assert "is EDGELLAMA_KEY the same?" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [b"", b"k", b"long" * 100])
+def test_keys_of_any_length(own: OwnModel, key: bytes) -> None:
+    with served(own, key) as address:
+        assert fetch_manifest(own.manifest.root, [address], key) == own.manifest
+
+
+def test_a_server_must_prove_the_key_too(own: OwnModel) -> None:
+    def pretend(connection: socket.socket) -> None:
+        stream = RecordStream(connection, 5)
+        stream.receive(100)
+        stream.send(struct.pack("<8sH16s", b"ELWEIGHT", 1, bytes(16)))
+        proof = stream.receive(100)
+        stream.send(proof)  # the client's own, sent back
+
+    with answering(pretend) as address, pytest.raises(TransferError) as caught:
+        fetch_manifest(own.manifest.root, [address], KEY)
+    assert f"{address} belongs to another mesh: its EDGELLAMA_KEY differs" in str(caught.value)
+
+
+HELLO = struct.Struct("<I8sH16s")
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        (HELLO.pack(26, b"ELWEIGHT", 2, bytes(16)), "speaks version 2 of weight transfer"),
+        (HELLO.pack(26, b"SOMETHIN", 1, bytes(16)), "does not speak weight transfer"),
+        (struct.pack("<I", 25) + bytes(25), "does not speak weight transfer"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "sent a message of 1347703880 bytes where 26"),
+        (struct.pack("<I", 26) + bytes(25), "closed the connection"),
+        (b"", "closed the connection"),
+    ],
+)
+def test_what_is_no_weight_server(sent: bytes, fault: str) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(sent)
+
+    with answering(answer) as address, pytest.raises(TransferError) as caught:
+        fetch_manifest("0" * 64, [address], KEY)
+    assert f"{address} {fault}" in str(caught.value)
+
+
+def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(transfer_client, "HELLO_TIMEOUT_S", 0.05)
+    with answering(lambda connection: bool(over.wait(10)) and None) as address:
+        with pytest.raises(TransferError, match=r"did not answer within 0\.05 s"):
+            fetch_manifest("0" * 64, [address], KEY)
+        over.set()
+
+
+def test_a_source_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not move the deadline of a message."""
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(struct.pack("<I", 26))
+        while not over.wait(0.02):
+            connection.sendall(b"E")
+
+    monkeypatch.setattr(transfer_client, "HELLO_TIMEOUT_S", 0.1)
+    with answering(drip) as address:
+        with pytest.raises(TransferError, match=r"did not answer within 0\.1 s"):
+            fetch_manifest("0" * 64, [address], KEY)
+        over.set()
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        (b"", "sent a malformed reply"),
+        (b"\x02", "sent a malformed reply"),
+        (b"\x00\x00", "sent a malformed reply"),
+        (b"\x01", "sent a list of chunks that does not fit the model"),
+        (b"\x01" + b"\xff" * 6, "sent a list of chunks that does not fit the model"),
+        (b"\x01" + b"\xff" * 7, "sent a message of 8 bytes where 7 are allowed"),
+    ],
+)
+def test_hostile_lists_of_chunks(
+    own: OwnModel, stored: StoredModel, reply: bytes, fault: str
+) -> None:
+    assert len(own.available().to_bytes()) == 6
+    assert own.manifest.chunks % 8
+
+    def answer(connection: socket.socket) -> None:
+        stream = RecordStream(connection, 5)
+        answer_greeting(stream, KEY)
+        stream.receive(100)
+        stream.send(reply)
+
+    with answering(answer) as address, pytest.raises(TransferError) as caught:
+        fetch_chunks(stored, [0], [address], KEY)
+    assert f"{address} {fault}" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX + 1])
+def test_chunks_of_the_wrong_size(own: OwnModel, stored: StoredModel, size: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        stream = RecordStream(connection, 5)
+        answer_greeting(stream, KEY)
+        stream.receive(100)
+        stream.send(PRESENT, own.available().to_bytes())
+        stream.receive(100)
+        stream.send(PRESENT, bytes(size))
+
+    fault = "sent a wrong chunk 0" if size <= CHUNK_BYTES_MAX else "sent a message of 1048578 bytes"
+    with answering(answer) as address, pytest.raises(TransferError) as caught:
+        fetch_chunks(stored, [0], [address], KEY)
+    assert f"{address} {fault}" in str(caught.value)
+    assert stored.missing([0]) == [0]
+
+
+def test_a_manifest_from_the_first_that_has_it(own: OwnModel) -> None:
+    class Liar(CountingSource):
+        def __init__(self) -> None:
+            super().__init__(own)
+            self.manifest = Manifest(own.manifest.file_bytes, own.manifest.regions, b"")
+            object.__setattr__(self.manifest, "__dict__", {**self.manifest.__dict__})
+            self.manifest.__dict__["root"] = own.manifest.root
+
+    root = own.manifest.root
+    with served(Liar()) as liar, served(None) as empty, served(own) as good:
+        assert fetch_manifest(root, [NOBODY, liar, empty, good], KEY) == own.manifest
+        with pytest.raises(TransferError) as caught:
+            fetch_manifest(root, [NOBODY, liar, empty], KEY)
+    message = str(caught.value)
+    assert f"{liar} sent a manifest that does not hash to the model's root" in message
+    assert f"{empty} does not have the model" in message
+    assert "\n" not in message
+
+
+def test_the_number_of_connections_is_bounded(
+    own: OwnModel, stored: StoredModel, every: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    open_now: set[int] = set()
+    most = 0
+
+    class Counted(transfer_client.SourceConnection):
+        def __init__(self, address: Address, mesh_key: bytes) -> None:
+            nonlocal most
+            super().__init__(address, mesh_key)
+            open_now.add(id(self))
+            opened.append(1)
+            most = max(most, len(open_now))
+
+        def __exit__(self, *details: object) -> None:
+            open_now.discard(id(self))
+            super().__exit__(*details)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transfer, "SourceConnection", Counted)
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(served(own)) for _ in range(5)]
+        fetch_chunks(stored, every, sources, KEY)
+    assert len(opened) == 3
+    assert 1 <= most <= 3
