@@ -28,7 +28,7 @@ class Span(NamedTuple):
     past: int
 
     @property
-    def count(self) -> int:
+    def layers(self) -> int:
         """How many layers the span holds."""
         return self.past - self.first
 

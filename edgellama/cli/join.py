@@ -95,7 +95,7 @@ def _leave_on_signals() -> _Leaving:
     """Note Ctrl-C and SIGTERM once the member runs; before that they end the command at once."""
     leaving = _Leaving()
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         if not leaving.started or leaving.asked:
             raise KeyboardInterrupt
         leaving.asked = True

@@ -28,7 +28,7 @@ def show(table: RenderableType) -> None:
 
 def layers_text(span: Span) -> str:
     """Return the span for a person: ``0-7 (8)``."""
-    return f"{span.first}-{span.past - 1} ({span.count})" if span.count else "-"
+    return f"{span.first}-{span.past - 1} ({span.layers})" if span.layers else "-"
 
 
 def plan_table(title: str, rows: Sequence[PlanRow]) -> Table:

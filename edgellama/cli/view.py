@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LINES_SHOWN: Final = 5
 PROGRESS_STEPS: Final = 10  # plain lines a long job may print
+QUIET_S: Final = 1.0  # what takes less is not worth a line
 
 
 class PlainView:
@@ -30,7 +32,9 @@ class PlainView:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._headline = ""
-        self._step: tuple[str, int] = ("", 0)
+        self._doing = ""
+        self._step = 0
+        self._quiet_until = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +50,11 @@ class PlainView:
 
     def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         """Print how far a long job has come, a few times."""
-        step = (doing, PROGRESS_STEPS * done_bytes // max(1, total_bytes))
-        if step != self._step:
+        step = PROGRESS_STEPS * done_bytes // max(1, total_bytes)
+        if doing != self._doing:
+            self._doing, self._step = doing, -1
+            self._quiet_until = time.monotonic() + QUIET_S
+        if step != self._step and time.monotonic() >= self._quiet_until:
             self._step = step
             self.tell(progress_text(doing, done_bytes, total_bytes))
 
@@ -114,6 +121,6 @@ def ready_text(status: StatusReply) -> str:
     """Return the line that says the mesh can answer; empty when it cannot."""
     if not status.ready or not status.model:
         return ""
-    devices = sum(member.span.count > 0 or member.home for member in status.members)
+    devices = sum(member.span.layers > 0 or member.home for member in status.members)
     name = status.model[0].name
     return f"ready: {name} on {devices} device{'s' if devices > 1 else ''}, epoch {status.epoch}"

@@ -83,6 +83,7 @@ class Connection:
         self.established_at = now
         self.heard_at = now
         self.ended: str | None = None  # the reason, once the connection is over
+        self.left = False  # the peer ended it of its own will
         self.recovery = LossRecovery()
         self._seal = seal
         self._peer_window = peer_window_packets
@@ -112,6 +113,11 @@ class Connection:
     def ask_for_life(self) -> None:
         """Let a ping go out: the initiator's first packet confirms the connection."""
         self._ping_due = True
+
+    @property
+    def unfinished(self) -> int:
+        """How many messages are not fully acknowledged."""
+        return self._outbox.unfinished
 
     def counters(self) -> LinkCounters:
         """Return what has gone over the connection, in datagrams with header and tag."""
@@ -150,6 +156,7 @@ class Connection:
                 self._on_acknowledgement(frame, now)
             elif isinstance(frame, Close):
                 self.ended = _CLOSE_REASONS.get(frame.code, "it closed the connection")
+                self.left = frame.code == CloseCode.LEAVING
             else:
                 eliciting = True
                 if isinstance(frame, Fragment):
@@ -208,6 +215,7 @@ class Connection:
             if datagram is None:
                 break
             datagrams.append(datagram)
+        self._probes_due = 0  # several repeated fragments may have shared a packet
         return datagrams
 
     def _lowest_priority(self, now: float) -> Priority | None:

@@ -134,7 +134,7 @@ class Endpoint:
         if connection.ended is not None:
             self._end(connection, connection.ended, CloseCode.OVERLOADED)
 
-    def disconnect(self, node: NodeId, now: float) -> None:  # noqa: ARG002 - as its siblings
+    def disconnect(self, node: NodeId, now: float) -> None:
         """End the connection, if there is one, and tell the peer; gives no event here."""
         if node in self._connections:
             self._drop(node, CloseCode.LEAVING)
@@ -161,6 +161,10 @@ class Endpoint:
         for _, connection in self._connections.values():
             total += connection.counters()
         return total
+
+    def unfinished(self) -> int:
+        """Return how many messages to all peers are not fully acknowledged."""
+        return sum(connection.unfinished for _, connection in self._connections.values())
 
     def next_event(self) -> Event | None:
         """Return the next event, or None when there is none."""
@@ -359,7 +363,7 @@ class Endpoint:
     def _end(self, connection: Connection, reason: str, code: CloseCode | None) -> None:
         node = connection.identity.node
         self._drop(node, code)
-        self._events.append(Disconnected(node, reason))
+        self._events.append(Disconnected(node, reason, connection.left))
 
     def _drop(self, node: NodeId, code: CloseCode | None) -> None:
         """Forget a connection; with a code, tell the peer."""

@@ -24,6 +24,7 @@ class Disconnected:
 
     node: NodeId
     reason: str
+    left: bool = False  # the peer ended it of its own will
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class MeshNode:
         if isinstance(event, Connected):
             self._connected(event.identity)
         elif isinstance(event, Disconnected):
-            self._disconnected(event.node)
+            self._disconnected(event)
         elif isinstance(event, MessageReceived):
             try:
                 self._receive(event.node, decode(event.message))
@@ -169,6 +169,7 @@ class MeshNode:
             self.home.token_made(job, result, now)
         elif isinstance(job, TokenizeJob):
             assert isinstance(result, tuple)
+            assert not isinstance(result, HiddenRows)
             self.home.tokenized(job.session, result, now)
 
     def status(self, request: int = 0) -> StatusReply:
@@ -205,12 +206,13 @@ class MeshNode:
         self.planning.peer_connected(identity.node)
         self.gateway.home_connected(identity.node)
 
-    def _disconnected(self, node: NodeId) -> None:
+    def _disconnected(self, event: Disconnected) -> None:
+        node = event.node
         if node in self._guests:
             self._guests.discard(node)
             self.gateway.cancel_of(node)
             return
-        self.membership.peer_disconnected(node, self._now)
+        self.membership.peer_disconnected(node, event.left, self._now)
         self.home.cancel_of(node, self._now)
 
     def _receive(self, node: NodeId, message: Message) -> None:
@@ -234,33 +236,48 @@ class MeshNode:
         match message:
             case Step():
                 self._receive_step(node, message)
-            case Piece() | Finished() | Failure():
-                self.gateway.home_says(message)
             case Heartbeat():
                 self.membership.receive_heartbeat(node, message)
             case Gossip():
                 self.membership.receive_gossip(message, self._now)
+            case PlanAnnouncement() | StageReady() | StageFailed():
+                self._receive_on_plan(node, message)
+            case Piece() | Finished() | Failure():
+                self.gateway.home_says(message)
+            case CloseSession():
+                self.stage.close(node, message)
+            case _:
+                self._receive_as_home(node, message)
+
+    def _receive_on_plan(
+        self, node: NodeId, message: PlanAnnouncement | StageReady | StageFailed
+    ) -> None:
+        changed = False
+        match message:
             case PlanAnnouncement():
-                if self.planning.receive_announcement(node, message):
-                    self._follow_plan()
+                changed = self.planning.receive_announcement(node, message)
             case StageReady():
-                if self.planning.stage_ready(node, message.epoch):
-                    self._follow_plan()
+                changed = self.planning.stage_ready(node, message.epoch)
             case StageFailed():
                 self.planning.stage_failed(node, message.epoch, message.reason)
+        if changed:
+            self._follow_plan()
+
+    def _receive_as_home(self, node: NodeId, message: Message) -> None:
+        match message:
             case Ask():
                 self.home.ask(node, message)
             case Cancel():
                 self.home.cancel(message.request, self._now)
-            case CloseSession():
-                self.stage.close(node, message)
             case SessionClosed():
                 self.home.session_closed(node, message, self._now)
             case StepFailed():
                 self.home.step_failed(message, self._now)
-            case StepNeeded() | StepStale() | Notice() | StatusQuery() | StatusReply():
+            case StepNeeded() | StepStale():
                 # A stale or missing step ends with the next epoch, which begins answers again.
                 return
+            case _:
+                raise WireError(f"a member sent a {type(message).__name__}")
 
     def _receive_step(self, node: NodeId, step: Step) -> None:
         plan = self.planning.active

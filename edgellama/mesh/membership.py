@@ -86,19 +86,20 @@ class Membership:
         return sorted(self._connected)
 
     def peer_connected(self, identity: Identity) -> None:
-        """A link to a member has come up: tell it all that is known."""
+        """Tell a member to which a link has come up all that is known."""
         self._connected[identity.node] = identity.incarnation
         self._redial_at.pop(identity.node, None)
         # Where this view calls the peer dead, the peer reads it here and refutes it.
         self._outbox.send(identity.node, self._gossip())
 
-    def peer_disconnected(self, node: NodeId, now: float) -> None:
-        """The link to a member is down: say that this incarnation is dead, unless it has left."""
+    def peer_disconnected(self, node: NodeId, left: bool, now: float) -> None:
+        """Say that the member whose link is down has left, or is dead in this incarnation."""
         incarnation = self._connected.pop(node, None)
         record = self._records.get(node)
         if record and record.incarnation == incarnation and record.state == ALIVE:
-            self._redial_at[node] = now + REDIAL_S
-            self._merge([record._replace(state=DEAD)], now)
+            if not left:
+                self._redial_at[node] = now + REDIAL_S
+            self._merge([record._replace(state=LEFT if left else DEAD)], now)
 
     def receive_heartbeat(self, node: NodeId, heartbeat: Heartbeat) -> None:
         """Answer with all that is known where the other's view differs."""
@@ -175,15 +176,9 @@ class Membership:
     def _put(self, record: MemberRecord, now: float) -> None:
         before = self._records.get(record.node)
         self._records[record.node] = record
-        state_before = before.state if before else None
         if record.node != self._me:
             self._tell(record, before)
-        volatile = {"version": 0}
-        if (
-            before is None
-            or state_before != record.state
-            or before._replace(**volatile) != record._replace(**volatile)
-        ):
+        if before is None or before._replace(version=0) != record._replace(version=0):
             self.changed_at = now
 
     def _tell(self, record: MemberRecord, before: MemberRecord | None) -> None:

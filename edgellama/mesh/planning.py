@@ -60,7 +60,7 @@ class Planning:
         return self._membership.models.get(root)
 
     def next_timer(self) -> float | None:
-        """Return when ``handle_timer`` wants to be called; None when only news can change things."""
+        """Return when ``handle_timer`` wants to be called; None until there is news."""
         if self._considered_at == self._membership.changed_at:
             return None
         return self._membership.changed_at + SETTLE_S
@@ -142,7 +142,7 @@ class Planning:
         return self._me == min(record.node for record in self._membership.living())
 
     def _model_root(self) -> str:
-        """The model of the plan while it is served or offered, else that of the earliest offer."""
+        """Return the plan's model while it is served or offered, else the earliest offer's."""
         offers = self._offers()
         roots = {record.model_root for record in offers}
         plan = self._greatest
@@ -154,7 +154,7 @@ class Planning:
         return [record for record in self._membership.living() if record.model_root]
 
     def _look_for_conflict(self) -> None:
-        """A mesh hosts one model; whoever came later with another one is told so and goes."""
+        """Give up where this device came later than another model: a mesh hosts one."""
         root, mine = self._model_root(), self._membership.me.model_root
         if not mine or mine == root:
             return
@@ -173,7 +173,7 @@ class Planning:
     def _consider(self) -> None:
         facts = self.facts()
         if facts is None:
-            self._set_trouble("no device of this mesh offers a model; join one with --model FILE")
+            self._set_trouble("no device here offers a model yet; join one with --model FILE")
             return
         requirements = self._requirements(facts)
         devices = [
@@ -230,7 +230,7 @@ class Planning:
     def _described(self, plan: Plan) -> str:
         return ", ".join(
             f"{self._membership.name(each.node)} layers {each.span.first} to {each.span.past - 1}"
-            if each.span.count
+            if each.span.layers
             else f"{self._membership.name(each.node)} no layers"
             for each in plan.stages
         )

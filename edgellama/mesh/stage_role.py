@@ -78,7 +78,7 @@ class StageRole:
             self.receive(node, step)
 
     def receive(self, node: NodeId, step: Step) -> None:
-        """Take a step from the stage before; compute it, answer it again, or say what is missing."""
+        """Compute a step of the stage before, answer it again, or say what is missing."""
         plan = self._plan
         if plan is None or step.epoch > plan.epoch:
             if len(self._waiting) < EARLY_STEPS_MAX:

@@ -40,7 +40,7 @@ class Stage:
         sessions_max: int,
     ) -> None:
         assert 0 <= span.first < span.past <= config.layers
-        assert len(layers) == span.count
+        assert len(layers) == span.layers
         assert 1 <= context <= config.context_max
         self.span = span
         self.context = context

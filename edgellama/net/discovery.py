@@ -295,7 +295,7 @@ class _Responder:
     def _service_info(self, announcement: Announcement, address: Address) -> ServiceInfo:
         from zeroconf import ServiceInfo
 
-        everywhere = address.host == "0.0.0.0"  # noqa: S104 (compared, not bound)
+        everywhere = address.host == "0.0.0.0"
         hosts = self.interfaces if everywhere else [address.host]
         name = announcement.node[:SHORT_ID_DIGITS]
         return ServiceInfo(

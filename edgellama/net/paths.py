@@ -122,7 +122,7 @@ class StatePaths:
 
     def write_run_file(self, address: Address) -> None:
         """Tell other commands on this device where the running node listens."""
-        host = "127.0.0.1" if address.host == "0.0.0.0" else address.host  # noqa: S104
+        host = "127.0.0.1" if address.host == "0.0.0.0" else address.host
         replace_state(self.run_file, json.dumps({"host": host, "port": address.port}) + "\n")
 
     def remove_run_file(self) -> None:

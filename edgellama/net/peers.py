@@ -41,7 +41,7 @@ def parse_peer(text: str) -> Address:
     except (OSError, UnicodeError):
         raise MisuseError(f"--peer {text[:80]!r}: no IPv4 address is known for {host!r}") from None
     address = str(found[0][4][0])
-    if address == "0.0.0.0":  # noqa: S104 (compared, not bound)
+    if address == "0.0.0.0":
         raise MisuseError(f"--peer {text[:80]!r}: {host!r} is no device's address")
     return Address(address, port)
 

@@ -43,6 +43,9 @@ READS_MAX = 256
 BLOCKED_RETRY_S = 0.002
 """A full radio queue (ENOBUFS) does not become writable; it is tried again."""
 
+FLUSHES_MAX = 16
+"""Rounds of sending before ``run`` returns: enough for every close, not for a transfer."""
+
 IDLE_WAIT_S = 10.0
 
 _BLOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}
@@ -198,7 +201,7 @@ class UdpDriver:
             while not self._stopping:
                 self._turn()
             self._run_posted()
-            self._send()
+            self._flush()
         finally:
             self.close()
 
@@ -255,6 +258,13 @@ class UdpDriver:
                 break
             self._unsent.popleft()
         return False
+
+    def _flush(self) -> None:
+        for _ in range(FLUSHES_MAX):
+            if self._send():
+                return
+            if self._unsent:
+                self._wait(BLOCKED_RETRY_S)
 
     def _wait_s(self) -> float:
         timers = [self._endpoint.next_timer(), self._handler.next_timer()]

@@ -45,7 +45,7 @@ class Engine:
     def install(self, loaded: LoadedSpan) -> None:
         """Make ready to compute under the plan's epoch."""
         plan = loaded.plan
-        if loaded.span.count:
+        if loaded.span.layers:
             self._stages[plan.epoch] = Stage(
                 self._kernels,
                 loaded.config,

@@ -94,9 +94,10 @@ class SpanLoader:
         self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
     ) -> GgufFile:
         """Return the model's file with the span's tensors in it, fetched where they were not."""
-        held = self._store.source(root)
-        if isinstance(held, OwnModel):
-            return held.open_gguf()
+        own = self._store.source(root)
+        if isinstance(own, OwnModel):
+            return own.open_gguf()
+        held = self._store.find(root)
         addresses = () if held is not None and held.complete else _some(sources, cancelled)
         key, told = self._mesh_key, self._told("fetching the header")
         stored = fetch_header(self._store, root, addresses, key, told, cancelled)

@@ -60,7 +60,7 @@ def stage_bytes(model: ModelFacts, span: Span, is_home: bool, requirements: Requ
     Home holds the embedding, the output norm and the head besides.
     """
     weights = sum(model.layer_bytes[span.first : span.past])
-    kv = span.count * layer_kv_bytes(model, requirements)
+    kv = span.layers * layer_kv_bytes(model, requirements)
     return weights + kv + model.scratch_bytes + (model.home_bytes if is_home else 0)
 
 

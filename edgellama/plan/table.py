@@ -51,7 +51,7 @@ def plan_rows(
                 span=span,
                 is_home=is_home,
                 weights_bytes=sum(model.layer_bytes[span.first : span.past]) + home_bytes,
-                kv_bytes=span.count * layer_kv_bytes(model, requirements),
+                kv_bytes=span.layers * layer_kv_bytes(model, requirements),
                 used_bytes=stage_bytes(model, span, is_home, requirements),
                 offered_bytes=device.ram_bytes,
             )

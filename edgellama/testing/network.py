@@ -283,7 +283,7 @@ class RecordingHandler:
 
     events: list[Event] = field(default_factory=list)
 
-    def handle_event(self, event: Event, now: float) -> None:  # noqa: ARG002 - a Handler's shape
+    def handle_event(self, event: Event, now: float) -> None:
         """Write the event down."""
         self.events.append(event)
 

@@ -8,11 +8,13 @@ is passed over, so messages can grow at their end. Everything else that does not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgellama.errors import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class Shape(Protocol):
