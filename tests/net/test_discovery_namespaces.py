@@ -25,19 +25,24 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = """
-import sys, threading
+import sys, threading, time
 from edgellama.net.discovery import Discovery
 from edgellama.net.interfaces import interfaces_for_discovery
 from edgellama.values import Address
 digit, host = sys.argv[1:]
 seen = threading.Event()
 def found(candidate):
-    print(candidate.node[0], candidate.address, flush=True)
-    seen.set()
+    if not seen.is_set():
+        seen.set()
+        print(candidate.node[0], candidate.address, flush=True)
 assert interfaces_for_discovery(None) == [host], interfaces_for_discovery(None)
 device = Discovery(b"k" * 32, found)
 device.browse()
 device.announce(digit * 32, 7, Address("0.0.0.0", 7711))
+while not (device._responder and device._responder._published):
+    assert device.note is None, device.note
+    time.sleep(0.01)
+print("announced", flush=True)
 ok = seen.wait(20)
 if ok:
     sys.stdin.read()  # stay until the other has found us as well
@@ -90,22 +95,30 @@ def test_two_hosts_find_each_other(hosts: list[str], deaf: bool) -> None:
             }
         """
         run("ip", "netns", "exec", hosts[0], "nft", "-f", "-", stdin=rules)
-    devices = [
-        subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, "-c", DEVICE, digit, address],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        for name, digit, address in zip(hosts, "ab", ("10.99.7.1", "10.99.7.2"), strict=True)
-    ]
-    first_lines = []
-    for device in devices:
-        assert device.stdout is not None
-        first_lines.append(device.stdout.readline())
-    results = [device.communicate(timeout=20) for device in devices]
-    assert first_lines == ["b 10.99.7.2:7711\n", "a 10.99.7.1:7711\n"], results
-    assert [device.returncode for device in devices] == [0, 0], results
+    # The deaf one comes last: it is found by its announcement, which nobody could ask it for.
+    hearing = start(hosts[1], "b", "10.99.7.2")
+    hearing_lines = [line_of(hearing)]
+    late = start(hosts[0], "a", "10.99.7.1")
+    late_lines = sorted([line_of(late), line_of(late)])
+    hearing_lines.append(line_of(hearing))
+    results = [device.communicate(timeout=20) for device in (hearing, late)]
+    assert hearing_lines == ["announced\n", "a 10.99.7.1:7711\n"], results
+    assert late_lines == ["announced\n", "b 10.99.7.2:7711\n"], results
     assert [errors for _, errors in results] == ["", ""]
+    assert [hearing.returncode, late.returncode] == [0, 0]
+
+
+def start(host: str, digit: str, address: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["ip", "netns", "exec", host, sys.executable, "-c", DEVICE, digit, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def line_of(device: subprocess.Popen[str]) -> str:
+    assert device.stdout is not None
+    return device.stdout.readline()
