@@ -57,7 +57,7 @@ def placed(
 
 def counts_of(stages: tuple[StagePlacement, ...]) -> dict[int, int]:
     """Layers by the device's number, home first."""
-    return {int(stage.node, 16): stage.span.count for stage in stages}
+    return {int(stage.node, 16): stage.span.layers for stage in stages}
 
 
 def assert_sound(
@@ -71,7 +71,7 @@ def assert_sound(
     assert stages[0].span.first == 0
     assert stages[-1].span.past == model.layers
     assert all(a.span.past == b.span.first for a, b in pairwise(stages))
-    assert all(stage.span.count > 0 for stage in stages[1:])
+    assert all(stage.span.layers > 0 for stage in stages[1:])
     for index, stage in enumerate(stages):
         assert stage_bytes(model, stage.span, index == 0, requirements) <= offers[stage.node]
 
