@@ -52,6 +52,10 @@ class ModelConflictError(EdgellamaError):
     """Two devices offer different models in one mesh."""
 
 
+class KernelConflictError(EdgellamaError):
+    """Two devices do not compute the same numbers, so one answer could not be theirs both."""
+
+
 class NoMeshError(EdgellamaError):
     """No device of the mesh answered."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from edgellama.errors import ModelConflictError
+from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.ram import Requirements, Unplaceable, place
 from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
@@ -154,9 +154,21 @@ class Planning:
         return [record for record in self._membership.living() if record.model_root]
 
     def _look_for_conflict(self) -> None:
-        """Give up where this device came later than another model: a mesh hosts one."""
-        root, mine = self._model_root(), self._membership.me.model_root
-        if not mine or mine == root:
+        """Give up where this device does not fit the members that were here before it."""
+        me = self._membership.me
+        first = min(self._membership.living(), key=_seniority)
+        if me.kernel_digest != first.kernel_digest:
+            self._outbox.put(
+                GiveUp(
+                    KernelConflictError(
+                        f"this device (edgellama {me.release}, {me.backend}) and {first.name} "
+                        f"(edgellama {first.release}, {first.backend}) do not compute the same "
+                        "numbers; run the same release on both, or try --backend numpy"
+                    )
+                )
+            )
+        root = self._model_root()
+        if not me.model_root or me.model_root == root:
             return
         facts = self.facts()
         host = next((r.name for r in self._offers() if r.model_root == root), "another device")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from edgellama.errors import ModelFileError
 from edgellama.model.config import LlamaConfig
 from edgellama.model.cost import model_facts
 from edgellama.model.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ class SpanLoader:
                 return LoadedSpan(plan, span, config, layers, None, None)
             buffer = self._packed.home_buffer(gguf, config, root, self._told("packing the head"))
             home = HomeWeights.over(gguf, config, buffer)
-            return LoadedSpan(plan, span, config, layers, home, Tokenizer.from_gguf(gguf))
+            return LoadedSpan(plan, span, config, layers, home, _tokenizer(gguf, config))
 
     def _open(
         self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
@@ -123,6 +124,17 @@ def _some(sources: Sources, cancelled: threading.Event) -> Sequence[Address]:
         if cancelled.wait(SOURCE_WAIT_S):
             break
     return ()  # what is on the disk may suffice; where it does not, the fetch says so
+
+
+def _tokenizer(gguf: GgufFile, config: LlamaConfig) -> Tokenizer:
+    """Return the tokenizer; ModelFileError where it and the embedding count different tokens."""
+    tokenizer = Tokenizer.from_gguf(gguf)
+    if tokenizer.size != config.vocabulary:
+        raise ModelFileError(
+            f"{gguf.path_name}: the tokenizer has {tokenizer.size} tokens, "
+            f"the embedding {config.vocabulary}"
+        )
+    return tokenizer
 
 
 def own_model_facts(own: OwnModel, path: Path) -> ModelFacts:
