@@ -20,7 +20,6 @@ from edgellama.link.endpoint import (
     Priority,
 )
 from edgellama.net.discovery import Candidate, Discovery
-from edgellama.net.interfaces import interfaces_for_discovery
 from edgellama.net.paths import new_node_id
 from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.wire.messages import Message, decode, encode
@@ -87,7 +86,7 @@ class Guest:
             self._dial(address)
         discovery = None
         if mdns and not named:
-            discovery = Discovery(self._mesh_key, self._found, interfaces_for_discovery(None))
+            discovery = Discovery(self._mesh_key, self._found)
             discovery.browse()
         try:
             wait_s = NAMED_CONNECT_WAIT_S if named else CONNECT_WAIT_S

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from edgellama_kernels import BackendUnavailable, Kernels, load
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.net.facts import threads_default
+from edgellama.net.facts import (
+    OVERHEAD_NUMBA_BYTES,
+    OVERHEAD_NUMPY_BYTES,
+    threads_default,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgellama.net.paths import StatePaths
-
-# The bounds that docs/measurements holds the resident memory to.
-NUMBA_OVERHEAD_BYTES: Final = 150 << 20
-NUMPY_OVERHEAD_BYTES: Final = 70 << 20
 
 
 def load_kernels(
@@ -48,4 +48,4 @@ def load_kernels(
 
 def overhead_bytes(backend: str) -> int:
     """Return what a node's process takes besides weights, KV cache and scratch."""
-    return NUMBA_OVERHEAD_BYTES if backend == "numba" else NUMPY_OVERHEAD_BYTES
+    return OVERHEAD_NUMBA_BYTES if backend == "numba" else OVERHEAD_NUMPY_BYTES

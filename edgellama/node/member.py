@@ -170,10 +170,15 @@ class Member:
         for address in dict.fromkeys([*self._settings.peers, *known]):
             self._dial(address)
         if self._settings.mdns:
-            self._discovery = Discovery(self._settings.mesh_key, self._found, self.addresses)
+            # Without --listen, mDNS follows the device from one network to the next.
+            interfaces = self.addresses if self._settings.listen else None
+            self._discovery = Discovery(self._settings.mesh_key, self._found, interfaces)
             self._discovery.browse()
             me = self.core.membership.me
-            self._discovery.announce(me.node, me.incarnation, self.address)
+            host = self._settings.listen or "0.0.0.0"
+            self._discovery.announce(
+                me.node, me.incarnation, Address(host, self._socket.address.port)
+            )
 
     def wait(self, timeout_s: float) -> bool:
         """Return whether the node has ended by itself within ``timeout_s``."""
