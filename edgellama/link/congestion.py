@@ -17,8 +17,9 @@ WINDOW_PACKETS_MIN = 4
 QUEUEING_DELAY_MAX_S = 0.005
 DECREASE = 0.7
 LOSS_RATIO_MAX = 0.3
-ROUND_PACKETS_MIN = 8
-"""A loss ratio is judged over at least so many packets: one lost of two says nothing."""
+JUDGED_PACKETS_MIN = 64
+"""A loss ratio is judged over at least so many packets: of fewer, 20 % random loss takes more
+than 30 % too often, and a transfer halves its speed for nothing."""
 
 PACED_PACKETS_MIN = 16
 """Below so many in flight a burst fits any queue on the way."""
@@ -57,11 +58,11 @@ class DelayController:
         self._round_end = next_packet_number
         queueing_delay = rtt.smoothed - rtt.minimum
         judged = self._arrived + self._lost
-        heavy_loss = judged >= ROUND_PACKETS_MIN and self._lost > LOSS_RATIO_MAX * judged
+        heavy_loss = judged >= JUDGED_PACKETS_MIN and self._lost > LOSS_RATIO_MAX * judged
         if queueing_delay > max(QUEUEING_DELAY_MAX_S, rtt.minimum) or heavy_loss:
             self._slow_start = False
             self.window = max(WINDOW_PACKETS_MIN, self.window * DECREASE)
-        if judged >= ROUND_PACKETS_MIN:
+        if judged >= JUDGED_PACKETS_MIN:
             self._arrived = self._lost = 0
 
     def on_lost(self, packets: int) -> None:

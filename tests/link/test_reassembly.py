@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgellama.errors import WireError
+from edgellama.link.reassembly import (
+    LARGE_FRAGMENTS_MIN,
+    LARGE_MESSAGES_MAX,
+    STARTED_MESSAGES_MAX,
+    Fate,
+    Reassembly,
+)
+from edgellama.wire.frames import (
+    MESSAGE_BYTES_MAX,
+    Fragment,
+    fragment_bytes,
+    fragment_count,
+)
+
+
+def fragments(message_id: int, message: bytes) -> list[Fragment]:
+    count = fragment_count(len(message))
+    size = fragment_bytes(len(message), count)
+    return [
+        Fragment(1, message_id, index, count, len(message), message[index * size :][:size])
+        for index in range(count)
+    ]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=12), seed=st.integers(0, 2**32 - 1)
+)
+@settings(deadline=None, max_examples=60)
+def test_every_message_comes_out_whole_and_once_in_any_order(sizes: list[int], seed: int) -> None:
+    dice = random.Random(seed)
+    messages = [dice.randbytes(size) for size in sizes]
+    pieces = [
+        piece for number, message in enumerate(messages) for piece in fragments(number, message)
+    ]
+    pieces = pieces + dice.choices(pieces, k=len(pieces))
+    dice.shuffle(pieces)
+    reassembly = Reassembly()
+    whole = [out for piece in pieces if isinstance(out := reassembly.accept(piece), bytes)]
+    assert sorted(whole) == sorted(messages)
+    assert all(reassembly.accept(piece) is Fate.DUPLICATE for piece in pieces)
+
+
+def test_the_empty_message_is_a_message() -> None:
+    reassembly = Reassembly()
+    assert reassembly.accept(*fragments(0, b"")) == b""
+    assert reassembly.accept(*fragments(0, b"")) is Fate.DUPLICATE
+
+
+def test_memory_is_bounded_by_what_an_honest_sender_may_have_under_way() -> None:
+    reassembly = Reassembly()
+    size = MESSAGE_BYTES_MAX
+    large = [Fragment(3, number, 0, fragment_count(size), size, b"x" * 1155) for number in range(9)]
+    assert [reassembly.accept(piece) for piece in large] == [Fate.KEPT] * LARGE_MESSAGES_MAX + [
+        Fate.REFUSED
+    ] * (9 - LARGE_MESSAGES_MAX)
+    small = [fragments(100 + number, bytes(2000)) for number in range(STARTED_MESSAGES_MAX)]
+    fates = [reassembly.accept(first) for first, _ in small]
+    kept = STARTED_MESSAGES_MAX - LARGE_MESSAGES_MAX
+    assert fates == [Fate.KEPT] * kept + [Fate.REFUSED] * LARGE_MESSAGES_MAX
+    # Nothing under way is held up by that, and what was refused may come again.
+    assert reassembly.accept(small[0][1]) == bytes(2000)
+    assert reassembly.accept(small[-1][0]) is Fate.KEPT
+
+
+def test_a_sender_at_its_limits_is_never_refused() -> None:
+    # Every other message is complete: the most gaps that what is under way can leave.
+    reassembly = Reassembly()
+    for number in range(0, 2 * (STARTED_MESSAGES_MAX - 1), 2):
+        assert reassembly.accept(fragments(number, bytes(2000))[0]) is Fate.KEPT
+        assert reassembly.accept(*fragments(number + 1, b"done")) == b"done"
+    for number in range(0, 2 * (STARTED_MESSAGES_MAX - 1), 2):
+        assert reassembly.accept(fragments(number, bytes(2000))[1]) == bytes(2000)
+
+
+def test_scattered_message_numbers_do_not_grow_the_memory_without_bound() -> None:
+    reassembly = Reassembly()
+    fates = [reassembly.accept(*fragments(2 * number, b"")) for number in range(1000)]
+    assert fates.count(b"") == STARTED_MESSAGES_MAX + 2
+    assert fates[-1] is Fate.REFUSED
+
+
+def test_two_lengths_for_one_message_are_the_peers_fault() -> None:
+    reassembly = Reassembly()
+    reassembly.accept(fragments(0, bytes(5000))[0])
+    with pytest.raises(WireError):
+        reassembly.accept(fragments(0, bytes(4999))[1])
+    with pytest.raises(WireError):
+        reassembly.accept(Fragment(1, 0, 0, 4, 5000, bytes(1250)))
+    assert LARGE_FRAGMENTS_MIN > 5

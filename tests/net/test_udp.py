@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import random
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgellama.errors import NetworkError
+from edgellama.link.endpoint import (
+    Connected,
+    Disconnected,
+    Endpoint,
+    Event,
+    Identity,
+    MessageReceived,
+    Priority,
+)
+from edgellama.net import udp
+from edgellama.net.udp import SendOutcome, UdpDriver, UdpSocket
+from edgellama.values import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+A, B = "a" * 32, "b" * 32
+HOST = "127.0.0.1"
+PATIENCE_S = 60.0
+
+
+class Broken(UdpSocket):
+    """A socket whose sending fails as a dice or a list says."""
+
+    def __init__(self, loss: float = 0.0, errors: tuple[int, ...] = (), seed: int = 1) -> None:
+        super().__init__(HOST, 0)
+        self.loss = loss
+        self.errors = list(errors)
+        self.dice = random.Random(seed)
+
+    def send(self, data: bytes, address: Address) -> SendOutcome:
+        if self.dice.random() < self.loss:
+            return SendOutcome.SENT
+        return super().send(data, address)
+
+
+class Peer:
+    """A driver on a thread of its own, and a handler that answers as it is told."""
+
+    def __init__(self, node: str, udp_socket: UdpSocket) -> None:
+        self.socket = udp_socket
+        dice = random.Random(node)
+        identity = Identity(node, 1)
+        self.endpoint = Endpoint(identity, b"k", udp_socket.window_packets, dice.randbytes)
+        self.driver = UdpDriver(self.endpoint, udp_socket, self)
+        self.events: list[Event] = []
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        self.on_event: Callable[[Event, float], None] = lambda event, now: None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.driver.run()
+        except BaseException as failure:
+            self.failure = failure
+
+    def handle_event(self, event: Event, now: float) -> None:
+        self.on_event(event, now)
+        with self.changed:
+            self.events.append(event)
+            self.changed.notify_all()
+
+    def next_timer(self) -> float | None:
+        return None
+
+    def handle_timer(self, now: float) -> None:
+        raise AssertionError
+
+    def wait_for(self, count: int) -> list[Event]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.events) >= count, PATIENCE_S)
+            return list(self.events)
+
+    def end(self) -> None:
+        self.driver.stop()
+        self.thread.join(PATIENCE_S)
+        self.socket.close()
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def make_peer() -> Iterator[Callable[[str, UdpSocket], Peer]]:
+    peers: list[Peer] = []
+
+    def make(node: str, udp_socket: UdpSocket) -> Peer:
+        peers.append(Peer(node, udp_socket))
+        return peers[-1]
+
+    yield make
+    for peer in peers:
+        peer.end()
+
+
+def digests(messages: list[bytes]) -> list[str]:
+    return sorted(hashlib.sha256(message).hexdigest() for message in messages)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+def test_messages_of_every_size_cross_loopback_both_ways(
+    make_peer: Callable[[str, UdpSocket], Peer], loss: float
+) -> None:
+    here, there = make_peer(A, Broken(loss, seed=1)), make_peer(B, Broken(loss, seed=2))
+
+    def echo(event: Event, now: float) -> None:
+        if isinstance(event, MessageReceived):
+            there.endpoint.send(event.node, event.message, Priority.DECODE, now)
+
+    there.on_event = echo
+    dice = random.Random(3)
+    bodies = [dice.randbytes(size) for size in (0, 1, 1155, 1156, 4096, 100_000, 1 << 20)]
+
+    def dial(now: float) -> None:
+        here.endpoint.dial(there.socket.address, now)
+
+    def talk(now: float) -> None:
+        for body in bodies:
+            here.endpoint.send(B, body, Priority.PREFILL, now)
+
+    here.driver.post(dial)
+    here.on_event = lambda event, now: talk(now) if isinstance(event, Connected) else None
+    events = here.wait_for(1 + len(bodies))
+    assert isinstance(events[0], Connected)
+    echoed = [event.message for event in events[1:] if isinstance(event, MessageReceived)]
+    assert digests(echoed) == digests(bodies)
+    counters = here.endpoint.total_counters()
+    assert counters.bytes_sent > sum(map(len, bodies))
+    if loss:
+        assert counters.packets_retransmitted > 0
+
+
+def test_what_was_posted_before_the_stop_is_done_and_the_peer_is_told(
+    make_peer: Callable[[str, UdpSocket], Peer],
+) -> None:
+    here, there = make_peer(A, UdpSocket(HOST, 0)), make_peer(B, UdpSocket(HOST, 0))
+    here.driver.post(lambda now: here.endpoint.dial(there.socket.address, now))
+    here.wait_for(1)
+    there.wait_for(1)
+    here.driver.post(lambda now: here.endpoint.disconnect(B, now))
+    here.driver.stop()
+    assert there.wait_for(2)[1] == Disconnected(A, "it left", left=True)
+    here.thread.join(PATIENCE_S)
+    here.driver.post(lambda now: None)  # too late, and no error
+    here.driver.stop()
+
+
+def test_a_bug_above_ends_the_loop_and_is_not_swallowed(
+    make_peer: Callable[[str, UdpSocket], Peer],
+) -> None:
+    peer = make_peer(A, UdpSocket(HOST, 0))
+
+    def bug(now: float) -> None:
+        raise ZeroDivisionError("ours")
+
+    peer.driver.post(bug)
+    peer.thread.join(PATIENCE_S)
+    assert isinstance(peer.failure, ZeroDivisionError)
+
+
+def test_the_drivers_timers_follow_the_clock_that_it_is_given() -> None:
+    time = 0.0
+    fired: list[float] = []
+
+    class Timed:
+        def handle_event(self, event: Event, now: float) -> None:
+            raise AssertionError
+
+        def next_timer(self) -> float | None:
+            return 5.0 * (len(fired) + 1)
+
+        def handle_timer(self, now: float) -> None:
+            fired.append(now)
+            if len(fired) == 3:
+                driver.stop()
+
+    def clock() -> float:
+        nonlocal time
+        time += 0.5
+        return time
+
+    with UdpSocket(HOST, 0) as udp_socket:
+        endpoint = Endpoint(Identity(A, 1), b"", 100, random.Random(1).randbytes)
+        driver = UdpDriver(endpoint, udp_socket, Timed(), clock)
+        original = udp.IDLE_WAIT_S
+        udp.IDLE_WAIT_S = 0.0  # the clock above does not wait
+        try:
+            driver.run()
+        finally:
+            udp.IDLE_WAIT_S = original
+    assert len(fired) == 3
+    for number, moment in enumerate(fired, start=1):
+        assert moment >= 5.0 * number
+
+
+def test_a_driver_that_never_ran_can_be_closed() -> None:
+    with UdpSocket(HOST, 0) as udp_socket:
+        endpoint = Endpoint(Identity(A, 1), b"", 100, random.Random(1).randbytes)
+        UdpDriver(endpoint, udp_socket, None).close()  # type: ignore[arg-type]
+
+
+def test_a_busy_port_is_one_clear_line() -> None:
+    with UdpSocket(HOST, 0) as first:
+        port = first.address.port
+        with pytest.raises(NetworkError) as failure:
+            UdpSocket(HOST, port)
+    text = str(failure.value)
+    assert f"port {port} is in use" in text
+    assert "--port" in text
+    assert "\n" not in text
+
+
+def test_an_address_of_another_device_is_one_clear_line() -> None:
+    with pytest.raises(NetworkError, match=r"no address 192\.0\.2\.1.*--listen"):
+        UdpSocket("192.0.2.1", 0)
+
+
+def test_the_window_follows_what_the_kernel_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with UdpSocket(HOST, 0) as udp_socket:
+        granted = udp_socket._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert udp_socket.window_packets == min(max(granted // 2560, 16), 2048)
+    monkeypatch.setattr(udp, "RECEIVE_BUFFER_BYTES_WANTED", 1)
+    with UdpSocket(HOST, 0) as udp_socket:
+        assert udp_socket.window_packets == 16, "the least, whatever was granted"
+
+
+class Failing:
+    """Stands in for the operating system's socket."""
+
+    def __init__(self, errors: list[OSError]) -> None:
+        self.errors = errors
+
+    def sendto(self, data: bytes, address: Address) -> None:
+        raise self.errors.pop(0)
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return b"data", ("10.0.0.1", 7)
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [
+        (errno.EAGAIN, SendOutcome.BLOCKED),
+        (errno.ENOBUFS, SendOutcome.BLOCKED),
+        (errno.EHOSTUNREACH, SendOutcome.DROPPED),
+        (errno.ENETUNREACH, SendOutcome.DROPPED),
+        (errno.ENETDOWN, SendOutcome.DROPPED),
+        (errno.ECONNREFUSED, SendOutcome.DROPPED),
+        (errno.EPERM, SendOutcome.DROPPED),
+        (errno.EMSGSIZE, SendOutcome.DROPPED),
+    ],
+)
+def test_no_error_of_the_network_is_fatal(number: int, outcome: SendOutcome) -> None:
+    udp_socket = UdpSocket(HOST, 0)
+    udp_socket.close()
+    udp_socket._socket = Failing([OSError(number, "no")])  # type: ignore[assignment]
+    assert udp_socket.send(b"x", Address("10.0.0.1", 7)) is outcome
+
+
+def test_reading_goes_on_after_a_refused_datagram() -> None:
+    udp_socket = UdpSocket(HOST, 0)
+    udp_socket.close()
+    refused = [ConnectionResetError(10054, "reset"), OSError(10040, "too long")]
+    udp_socket._socket = Failing(list(refused))  # type: ignore[assignment]
+    assert udp_socket.receive() == (b"data", Address("10.0.0.1", 7))
+
+
+def test_an_impossible_address_is_dropped() -> None:
+    with UdpSocket(HOST, 0) as udp_socket:
+        assert udp_socket.send(b"x", Address(HOST, 70_000)) is SendOutcome.DROPPED
+        assert udp_socket.send(b"x", Address(HOST, 0)) is SendOutcome.DROPPED
+
+
+def test_a_full_radio_queue_delays_and_loses_nothing(
+    make_peer: Callable[[str, UdpSocket], Peer],
+) -> None:
+    class Saturated(Broken):
+        def send(self, data: bytes, address: Address) -> SendOutcome:
+            if self.dice.random() < 0.3:
+                return SendOutcome.BLOCKED
+            return super().send(data, address)
+
+    here, there = make_peer(A, Saturated()), make_peer(B, UdpSocket(HOST, 0))
+    body = random.Random(1).randbytes(100_000)
+    here.driver.post(lambda now: here.endpoint.dial(there.socket.address, now))
+    here.wait_for(1)
+    here.driver.post(lambda now: here.endpoint.send(B, body, Priority.PREFILL, now))
+    assert there.wait_for(2)[1] == MessageReceived(A, body)
