@@ -49,7 +49,7 @@ EXP_COEFFICIENTS = tuple(
     f32(c)
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
-TILE_NUMBERS_MAX = 1 << 20  # intermediate float32 of a matmul or attention tile: 4 MiB
+TILE_NUMBERS_MAX = 1 << 18  # intermediate float32 of a matmul or attention tile: 1 MiB
 
 
 def tree(lanes: Float32) -> Float32:
@@ -136,8 +136,9 @@ class ReferenceKernels(CheckedKernels):
 
     def _quantize(self, x: Float32) -> QuantizedBlocks:
         """Rule 2: ``q = rint(x * (127 / m))`` with ``m`` the block's largest magnitude."""
-        tokens = len(x)
-        blocks = np.ascontiguousarray(x.reshape(tokens, -1, BLOCK_COLUMNS).transpose(1, 0, 2))
+        tokens, columns = x.shape
+        blocks = x.reshape(tokens, columns // BLOCK_COLUMNS, BLOCK_COLUMNS)
+        blocks = np.ascontiguousarray(blocks.transpose(1, 0, 2))
         largest = np.abs(blocks).max(axis=2)
         if not np.isfinite(largest).all():
             raise NonFinite("the input of a matmul is infinite or NaN")

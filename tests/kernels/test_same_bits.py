@@ -159,3 +159,17 @@ def test_any_number_of_threads(crew, compiled) -> None:
         assert_same_bits(one, other)
         expected = compiled.attention(queries, cache, 50)
         assert_same_bits(kernels.attention(queries, cache, 50), expected)
+
+
+def test_no_tokens_are_no_trouble(kernels) -> None:
+    nothing = np.zeros((0, 64), np.float32)
+    for kind in KINDS:
+        assert multiply(kernels, packed(kind, 9, 64), nothing).shape == (0, 9)
+    assert kernels.expand(kernels.shrink(nothing)).shape == (0, 64)
+    assert kernels.rms_norm(nothing, np.ones(64, np.float32), 1e-5).shape == (0, 64)
+    assert kernels.silu_multiply(nothing, nothing).shape == (0, 64)
+    cache = allocate_cache_layer(2, 16, 64)
+    heads = np.zeros((0, 2, 16), np.float32)
+    kernels.rope(heads, np.zeros((0, 2, 8), np.float32))
+    kernels.store(cache, heads, heads, 64)
+    assert kernels.attention(heads, cache, 64).shape == (0, 32)
