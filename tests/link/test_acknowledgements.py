@@ -1,3 +1,5 @@
+"""When packets are acknowledged, and which ones are named."""
+
 from __future__ import annotations
 
 from edgellama.link.acknowledgements import (

@@ -1,3 +1,5 @@
+"""The window follows queueing delay and heavy loss; the pacer spreads it."""
+
 from __future__ import annotations
 
 from edgellama.link.congestion import (

@@ -218,8 +218,8 @@ def test_a_peer_that_lost_the_connection_may_have_a_new_one() -> None:
     network, low, high = pair()
     low.dial(THERE)
     network.run(1.0)
-    network.cut(HIGH_TO_LOW[0], HIGH_TO_LOW[1])
-    network.cut(HIGH_TO_LOW[1], HIGH_TO_LOW[0])
+    network.cut(THERE, HERE)
+    network.cut(HERE, THERE)
     high.act(lambda now: high.endpoint.disconnect(LOW, now))
     network.run(2.0)
     network.heal()
@@ -232,9 +232,6 @@ def test_a_peer_that_lost_the_connection_may_have_a_new_one() -> None:
     low.say(HIGH, b"as before")
     network.run(4.0)
     assert high.heard() == [b"as before"]
-
-
-HIGH_TO_LOW = (THERE, HERE)
 
 
 def test_a_replayed_handshake_does_not_disturb_a_connection() -> None:
@@ -305,3 +302,14 @@ def test_the_number_of_dials_and_half_open_connections_is_bounded() -> None:
     low.dial(THERE)
     network.run(5.0)
     assert HIGH in low.endpoint.peers()
+
+
+def test_a_dial_that_is_never_confirmed_is_forgotten() -> None:
+    network, low, high = pair()
+    network.cut(THERE, HERE)
+    low.dial(THERE)
+    network.run(DIAL_TIMEOUT_S + HALF_OPEN_S + 1.0)
+    assert low.events == [DialFailed(THERE, "no answer")]
+    assert high.events == []
+    assert low.endpoint.next_timer() is None
+    assert high.endpoint.next_timer() is None

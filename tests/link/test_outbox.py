@@ -1,3 +1,5 @@
+"""What is sent next, what is sent again, and how much may be under way."""
+
 from __future__ import annotations
 
 from edgellama.link.outbox import QUEUED_BYTES_MAX, Outbox, Piece

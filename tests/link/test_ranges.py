@@ -1,3 +1,5 @@
+"""Ranges against a plain set of numbers."""
+
 from __future__ import annotations
 
 from itertools import pairwise

@@ -1,3 +1,5 @@
+"""Fragments in any order make each message once, in bounded memory."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Real sockets on loopback, and errors that an operating system can give."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""The header and the handshake, as bytes and back."""
+
 from __future__ import annotations
 
 import contextlib

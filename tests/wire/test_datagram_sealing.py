@@ -1,3 +1,5 @@
+"""A tag opens for its own mesh, direction and handshake alone."""
+
 from __future__ import annotations
 
 from hypothesis import given, settings

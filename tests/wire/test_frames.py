@@ -1,3 +1,5 @@
+"""Frames as bytes and back, and bytes that are no frames."""
+
 from __future__ import annotations
 
 import contextlib
