@@ -48,7 +48,8 @@ def test_source_file(path: Path) -> None:
         lines = (function.end_lineno or 0) - function.lineno + 1
         allowed = (name, function.name) in LONGER_ALLOWED
         assert lines <= FUNCTION_LINES_MAX or allowed, f"{function.name} has {lines} lines"
-    assert ast.get_docstring(tree), f"{name} does not say what it is for"
+    if not name.startswith("tests/"):
+        assert ast.get_docstring(tree), f"{name} does not say what it is for"
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -146,11 +146,12 @@ class Host:
         if self.memory is not None:
             self.memory.close()
 
-    def peak_resident_bytes(self) -> int:
-        """Return the largest resident memory of the running ``join`` so far."""
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the memory of the running ``join``: VmHWM (peak), VmRSS, RssAnon, RssFile."""
         assert self.joined is not None
         lines = Path(f"/proc/{self.joined.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        fields = [line.split() for line in lines if line.startswith(("VmHWM", "VmRSS", "Rss"))]
+        return {name.rstrip(":"): int(kibibytes) * 1024 for name, kibibytes, _ in fields}
 
 
 class Mesh:
