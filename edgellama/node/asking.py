@@ -80,7 +80,7 @@ def answer_on_this_device(
 ) -> Answer:
     """Yield the messages of an answer that this device makes alone from a GGUF file."""
     paths.make()
-    store = Store(paths.data)
+    store = Store(paths.store)
     try:
         own = store.adopt(model)
         facts = own_model_facts(own, model)
@@ -89,7 +89,7 @@ def answer_on_this_device(
             yield from answer_alone(
                 ask,
                 facts,
-                SpanLoader(store, PackedCache(paths.packed), b""),
+                SpanLoader(store, PackedCache(paths.packed), b"", tell),
                 kernels,
                 node=secrets.token_hex(16),
                 name=device_name(),

@@ -14,6 +14,7 @@ from edgellama.net.facts import (
     OVERHEAD_NUMPY_BYTES,
     threads_default,
 )
+from edgellama.net.memory import release_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ def load_kernels(
     if kernels.cache_note:
         tell(kernels.cache_note)
     found = digest(kernels)
+    release_code_of("libllvmlite")
     if found != EXPECTED_DIGEST:
         kernels.close()
         raise EdgellamaError(

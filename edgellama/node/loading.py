@@ -52,11 +52,13 @@ class SpanLoader:
         store: Store,
         packed: PackedCache,
         mesh_key: bytes,
+        tell: Callable[[str], None],
         progress: Progress = _silent,
     ) -> None:
         self._store = store
         self._packed = packed
         self._mesh_key = mesh_key
+        self._tell = tell
         self._progress = progress
 
     def load(
@@ -85,6 +87,8 @@ class SpanLoader:
                 LayerWeights.over(gguf, config, layer, buffer)
                 for layer, buffer in zip(range(*span), buffers, strict=True)
             )
+            if self._packed.note:
+                self._tell(self._packed.note)
             if not at_home:
                 return LoadedSpan(plan, span, config, layers, None, None)
             buffer = self._packed.home_buffer(gguf, config, root, self._told("packing the head"))

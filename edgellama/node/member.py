@@ -111,7 +111,7 @@ class Member:
         self._cancel_load = threading.Event()
         self._peers = RememberedPeers(paths.peers)
 
-        self._store = Store(paths.data)
+        self._store = Store(paths.store)
         own = (
             self._store.adopt(
                 settings.model, lambda done, total: progress("reading the model", done, total)
@@ -121,7 +121,7 @@ class Member:
         )
         facts = own_model_facts(own, settings.model) if own and settings.model else None
         self._loader = SpanLoader(
-            self._store, PackedCache(paths.packed), settings.mesh_key, progress
+            self._store, PackedCache(paths.packed), settings.mesh_key, tell, progress
         )
         self._compute = ComputeThread(Engine(kernels), self._job_done, self._crashed)
 
