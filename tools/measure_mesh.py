@@ -1,4 +1,4 @@
-"""What does a token cost on the wire, and what does a node hold in memory?
+"""Measure what a token costs on the wire and what a node holds in memory.
 
 Starts real ``edgellama join`` processes on this device's loopback addresses, asks one of them,
 and prints two Markdown tables: bytes and packets a token and hop, and each node's resident memory
