@@ -107,13 +107,15 @@ class SimulatedNetwork:
     def set_conditions(
         self, conditions: Conditions, source: Address | None = None, to: Address | None = None
     ) -> None:
-        """Change one direction of one path, or every path that was not set by itself."""
+        """Change one direction of one path, or every path; a burst of loss under way ends."""
         if source is None or to is None:
             self._conditions = conditions
-            for path in self._paths.values():
-                path.conditions = conditions
+            paths = list(self._paths.values())
         else:
-            self._path(source, to).conditions = conditions
+            paths = [self._path(source, to)]
+        for path in paths:
+            path.conditions = conditions
+            path.in_burst = False
 
     def cut(self, source: Address, to: Address) -> None:
         """Lose everything from one address to another, in this direction."""
