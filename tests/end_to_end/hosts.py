@@ -92,6 +92,12 @@ class Host:
         assert "Traceback" not in done.stderr, done.stderr
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def begin(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start a command and return it while it runs; its stdout comes as it is written."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        command = self._command(arguments)
+        return subprocess.Popen(command, text=True, env=self.environment(), **streams)
+
     def join(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
         """Start ``join`` and return at once."""
         assert self.joined is None

@@ -40,6 +40,24 @@ def test_those_who_stay_answer_on(mesh: Mesh, model: Path, expected: Expected) -
     assert second.leave(signal.SIGTERM).code == 0
 
 
+def test_a_device_dies_in_the_middle_of_an_answer(
+    mesh: Mesh, model: Path, expected: Expected
+) -> None:
+    """It says no goodbye; the answer goes on over the others and is the same."""
+    long = ("-n", 400, "--temperature", 0, "--ignore-eos")
+    mesh.join("--model", model, "--ram", "600M")
+    dying = [mesh.join("--ram", "500M"), mesh.join("--ram", "400M")][1]
+    guest = mesh.host()
+    mesh.wait_ready(guest, 3)
+    with guest.begin("ask", *mesh.towards(), *long, PROMPT) as asking:
+        assert asking.stdout is not None
+        text = asking.stdout.read(10)
+        dying.kill()
+        text += asking.stdout.read()
+        assert asking.wait() == 0
+    assert text.rstrip("\n") == expected(*long)["text"].rstrip("\n")
+
+
 def received_bytes(host: Host) -> int:
     """Return how much has come in over the host's LAN interface."""
     name = host.place.entry[1].rpartition("/")[2]
