@@ -213,6 +213,7 @@ class UdpDriver:
     def _turn(self) -> None:
         """Read, let the layers above act, send; then wait for something to happen."""
         drained = self._read()
+        self._hand_over_events()
         self._run_posted()
         self._run_timers()
         self._hand_over_events()
@@ -236,7 +237,7 @@ class UdpDriver:
             self._posted.popleft()(self._clock())
 
     def _run_timers(self) -> None:
-        # After reading: what waited in the socket may be the very sign of life that is missed.
+        # After what was read: it may hold the very sign of life that a timer would miss.
         now = self._clock()
         for timed in (self._endpoint, self._handler):
             timer = timed.next_timer()
