@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "edgellama")
 KEY = "end-to-end"
-READY_WITHIN_S = 60  # kernels compile, weights travel; on two cores shared by three nodes
+READY_WITHIN_S = 120  # kernels compile, weights travel; on two cores shared by three nodes
 ANSWER_WITHIN_S = 180
 LEAVE_WITHIN_S = 20
 
