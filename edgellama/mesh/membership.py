@@ -114,6 +114,11 @@ class Membership:
                 self.changed_at = now
         self._merge(gossip.members, now)
 
+    def set_backend(self, backend: str, now: float) -> None:
+        """Tell every member that this node now computes with other kernels."""
+        self._put(self.me._replace(backend=backend, version=self.me.version + 1), now)
+        self._tell_all()
+
     def leave(self, now: float) -> None:
         """Tell every member that this node goes, so that nobody waits for it."""
         self._put(self.me._replace(state=LEFT, version=self.me.version + 1), now)

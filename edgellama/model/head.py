@@ -27,6 +27,10 @@ class Head:
         self._config = config
         self._weights = weights
 
+    def use(self, kernels: Kernels) -> None:
+        """Compute with other kernels from now on; the bits stay the same."""
+        self._kernels = kernels
+
     def embed(self, token_ids: Sequence[int]) -> HiddenRows:
         """Return the hidden state, [T, width], that enters layer 0.
 

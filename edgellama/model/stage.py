@@ -51,6 +51,10 @@ class Stage:
         self._rope = RopeTable(config)
         self._sessions: dict[int, SessionCache] = {}
 
+    def use(self, kernels: Kernels) -> None:
+        """Compute with other kernels from now on; the bits stay the same, sessions go on."""
+        self._kernels = kernels
+
     def sessions(self) -> tuple[int, ...]:
         """Return the open sessions, the oldest first."""
         return tuple(self._sessions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import NoMeshError
@@ -15,7 +16,7 @@ from edgellama.net.peers import RememberedPeers
 from edgellama.net.store import Store
 from edgellama.node.alone import answer_alone
 from edgellama.node.guest import Guest
-from edgellama.node.kernels import load_kernels, overhead_bytes
+from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
 from edgellama.wire.messages import (
     Ask,
@@ -30,6 +31,8 @@ from edgellama.wire.messages import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from edgellama_kernels import Kernels
 
     from edgellama.net.paths import StatePaths
     from edgellama.values import Address
@@ -84,20 +87,20 @@ def answer_on_this_device(
     try:
         own = store.adopt(model)
         facts = own_model_facts(own, model)
-        kernels = load_kernels(local.backend, local.threads, paths, tell)
-        try:
-            yield from answer_alone(
-                ask,
-                facts,
-                SpanLoader(store, PackedCache(paths.packed), b"", tell),
-                kernels,
-                node=secrets.token_hex(16),
-                name=device_name(),
-                ram_bytes=ram_offer_bytes(overhead_bytes(kernels.name)),
-                context=min(local.context or 0, facts.context_max),
-            )
-        finally:
-            kernels.close()
+        kernels = DeviceKernels(local.backend, local.threads, paths, tell)
+        better: SimpleQueue[Kernels] = SimpleQueue()
+        kernels.watch(better.put)
+        yield from answer_alone(
+            ask,
+            facts,
+            SpanLoader(store, PackedCache(paths.packed), b"", tell),
+            kernels.now,
+            node=secrets.token_hex(16),
+            name=device_name(),
+            ram_bytes=ram_offer_bytes(kernels.overhead_bytes),
+            context=min(local.context or 0, facts.context_max),
+            better_kernels=better,
+        )
     finally:
         store.close()
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EdgellamaError
 from edgellama.mesh.effects import Job, JobResult
 
 if TYPE_CHECKING:
+    from edgellama_kernels import Kernels
+
     from edgellama.node.engine import Engine, LoadedSpan
+
+PROOF_WAIT_S: Final = 60.0
 
 Report = Callable[[Job, JobResult | EdgellamaError], None]
 
@@ -39,6 +43,31 @@ class ComputeThread:
         """Queue a job."""
         self._queue.put(lambda: self._report(job, self._engine.run(job)))
 
+    def prove(self) -> str:
+        """Return the kernels' digest in this thread; raise what is wrong with them."""
+        answer: SimpleQueue[str | EdgellamaError] = SimpleQueue()
+
+        def prove() -> None:
+            try:
+                answer.put(self._engine.prove())
+            except EdgellamaError as error:
+                answer.put(error)
+
+        self._queue.put(prove)
+        digest = answer.get(timeout=PROOF_WAIT_S)
+        if isinstance(digest, EdgellamaError):
+            raise digest
+        return digest
+
+    def use(self, kernels: Kernels, used: Callable[[], None]) -> None:
+        """Queue the change to other kernels; ``used`` is called when they compute."""
+
+        def use() -> None:
+            self._engine.use(kernels)
+            used()
+
+        self._queue.put(use)
+
     def install(self, loaded: LoadedSpan, installed: Callable[[], None]) -> None:
         """Queue the installation of a loaded span; ``installed`` is called when it is done."""
 
@@ -56,6 +85,7 @@ class ComputeThread:
         """End after the job that is running; do not wait longer than ``timeout_s``."""
         self._queue.put(None)
         self._thread.join(timeout_s)
+        self._engine.close()
 
     def _run(self) -> None:
         try:

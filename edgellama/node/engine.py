@@ -10,6 +10,7 @@ from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, 
 from edgellama.model.head import Head
 from edgellama.model.sampling import sample
 from edgellama.model.stage import Stage
+from edgellama.node.kernels import prove
 
 if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows, Kernels
@@ -41,6 +42,29 @@ class Engine:
         self._stages: dict[int, Stage] = {}
         self._heads: dict[int, Head] = {}
         self._tokenizer: Tokenizer | None = None
+
+    @property
+    def backend(self) -> str:
+        """The name of the kernels in use."""
+        return self._kernels.name
+
+    def prove(self) -> str:
+        """Return the digest of the kernels in this thread; EdgellamaError where it is wrong."""
+        return prove(self._kernels)
+
+    def use(self, kernels: Kernels) -> None:
+        """Prove other kernels and compute with them from now on, also in open sessions."""
+        prove(kernels)
+        for stage in self._stages.values():
+            stage.use(kernels)
+        for head in self._heads.values():
+            head.use(kernels)
+        self._kernels.close()
+        self._kernels = kernels
+
+    def close(self) -> None:
+        """End the kernels' threads."""
+        self._kernels.close()
 
     def install(self, loaded: LoadedSpan) -> None:
         """Make ready to compute under the plan's epoch."""

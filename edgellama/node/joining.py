@@ -6,11 +6,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from edgellama_kernels.digest import digest
-
 from edgellama.net.facts import clean_name, device_name, ram_offer_bytes
 from edgellama.net.paths import StatePaths
-from edgellama.node.kernels import load_kernels, overhead_bytes
+from edgellama.node.kernels import DeviceKernels
 from edgellama.node.member import JoinSettings, Member
 
 if TYPE_CHECKING:
@@ -57,11 +55,10 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
     paths.make()
     with ExitStack() as stack:
         stack.callback(paths.lock().release)
-        kernels = load_kernels(options.backend, options.threads, paths, audience.tell)
-        stack.callback(kernels.close)
+        kernels = DeviceKernels(options.backend, options.threads, paths, audience.tell)
         ram_bytes = options.ram_bytes
         if ram_bytes is None:
-            ram_bytes = ram_offer_bytes(overhead_bytes(kernels.name))
+            ram_bytes = ram_offer_bytes(kernels.overhead_bytes)
         settings = JoinSettings(
             options.mesh_key,
             options.model,
@@ -73,7 +70,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.context,
             options.mdns,
         )
-        member = Member(settings, paths, kernels, digest(kernels), audience.tell, audience.progress)
+        member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:
             member.start()
             yield member

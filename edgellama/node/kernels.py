@@ -1,19 +1,22 @@
-"""The kernels of this device: chosen, compiled or read from their cache, and proven."""
+"""The kernels of this device: NumPy's at once, numba's as soon as they are compiled.
+
+Both give the same bits, so nobody notices when one takes over from the other in the middle of an
+answer. The compiler runs in a process of its own: it holds the GIL for seconds, keeps tens of
+megabytes, and where LLVM does not know the machine it aborts.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import threading
+from typing import TYPE_CHECKING, Final
 
-from edgellama_kernels import BackendUnavailable, Kernels, load
+from edgellama_kernels import BackendUnavailable, Kernels, load, warming
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.net.facts import (
-    OVERHEAD_NUMBA_BYTES,
-    OVERHEAD_NUMPY_BYTES,
-    threads_default,
-)
+from edgellama.net.facts import OVERHEAD_NUMBA_BYTES, OVERHEAD_NUMPY_BYTES, threads_default
 from edgellama.net.memory import release_code_of
 
 if TYPE_CHECKING:
@@ -21,33 +24,88 @@ if TYPE_CHECKING:
 
     from edgellama.net.paths import StatePaths
 
+COMPILE_WAIT_S: Final = 600.0  # a slow device needs a minute
+COMPILER: Final = "libllvmlite"
 
-def load_kernels(
-    backend: str, threads: int | None, paths: StatePaths, tell: Callable[[str], None]
-) -> Kernels:
-    """Return kernels that give the bits of the contract on this very device.
 
-    ``threads`` None leaves the number to the device. Raises MisuseError for a backend that is
-    not installed, EdgellamaError where this device computes other bits than it must.
+class DeviceKernels:
+    """The kernels to begin with, and those that come when they are compiled.
+
+    ``backend`` is "auto", "numba" (waits for the compiler) or "numpy"; ``threads`` None leaves
+    the number to the device. Raises MisuseError for a backend that is not installed.
     """
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.kernels))
-    try:
-        kernels = load(backend, threads or threads_default())
-    except BackendUnavailable as error:
-        raise MisuseError(str(error)) from error
-    if kernels.cache_note:
-        tell(kernels.cache_note)
+
+    def __init__(
+        self, backend: str, threads: int | None, paths: StatePaths, tell: Callable[[str], None]
+    ) -> None:
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.kernels))
+        self.threads = threads or threads_default()
+        self._tell = tell
+        self._compiler: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        wanted = backend != "numpy" and (backend == "numba" or warming.is_installed())
+        self._is_coming = False
+        if wanted and not warming.is_warm() and warming.is_installed():
+            tell("compiling kernels, once; NumPy computes the same until they are there")
+            self._compiler = subprocess.Popen(  # noqa: S603 (our own module, no shell)
+                warming.command(), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            self._is_coming = backend == "auto"
+            if backend == "numba":
+                self._await_compiler()
+        try:
+            self.now = load("numpy" if self._is_coming or not wanted else "numba", self.threads)
+        except BackendUnavailable as error:
+            raise MisuseError(str(error)) from error
+        if self.now.cache_note:
+            tell(self.now.cache_note)
+        release_code_of(COMPILER)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What a node's process takes besides weights, KV cache and scratch, in the end."""
+        compiled = self._is_coming or self.now.name == "numba"
+        return OVERHEAD_NUMBA_BYTES if compiled else OVERHEAD_NUMPY_BYTES
+
+    def watch(self, ready: Callable[[Kernels], None]) -> None:
+        """Have ``ready`` called, on another thread, with better kernels when there are any."""
+        if self._is_coming:
+            thread = threading.Thread(
+                target=self._watch, args=(ready,), name="edgellama-kernels", daemon=True
+            )
+            thread.start()
+
+    def _watch(self, ready: Callable[[Kernels], None]) -> None:
+        if not self._await_compiler():
+            self._tell("the kernels cannot be compiled on this device; NumPy goes on computing")
+            return
+        try:
+            kernels = load("numba", self.threads)
+        except BackendUnavailable as error:
+            self._tell(str(error))
+            return
+        release_code_of(COMPILER)
+        self._tell("the kernels are compiled")
+        ready(kernels)
+
+    def _await_compiler(self) -> bool:
+        """Return whether the compiler ended well; without an end it goes on for the next start."""
+        assert self._compiler is not None
+        try:
+            return self._compiler.wait(COMPILE_WAIT_S) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def prove(kernels: Kernels) -> str:
+    """Return the digest of what the kernels compute in this thread; EdgellamaError if it is wrong.
+
+    Flushing of subnormals is a setting of each thread, so this runs where they will be used.
+    """
     found = digest(kernels)
-    release_code_of("libllvmlite")
     if found != EXPECTED_DIGEST:
-        kernels.close()
         raise EdgellamaError(
             f"the {kernels.name} kernels of this device do not compute what all others do "
             f"(digest {found[:12]}); try --backend numpy"
         )
-    return kernels
-
-
-def overhead_bytes(backend: str) -> int:
-    """Return what a node's process takes besides weights, KV cache and scratch."""
-    return OVERHEAD_NUMBA_BYTES if backend == "numba" else OVERHEAD_NUMPY_BYTES
+    return found

@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import edgellama_kernels
+    from edgellama_kernels import Kernels
 
     from edgellama.mesh.home import Vocabulary
     from edgellama.net.paths import StatePaths
+    from edgellama.node.kernels import DeviceKernels
 
 SESSIONS_MAX: Final = 2
 STOP_WAIT_S: Final = 5.0
@@ -94,8 +95,7 @@ class Member:
         self,
         settings: JoinSettings,
         paths: StatePaths,
-        kernels: edgellama_kernels.Kernels,
-        kernel_digest: str,
+        kernels: DeviceKernels,
         tell: Callable[[str], None],
         progress: Progress,
     ) -> None:
@@ -123,7 +123,10 @@ class Member:
         self._loader = SpanLoader(
             self._store, PackedCache(paths.packed), settings.mesh_key, tell, progress
         )
-        self._compute = ComputeThread(Engine(kernels), self._job_done, self._crashed)
+        self._kernels = kernels
+        self._compute = ComputeThread(Engine(kernels.now), self._job_done, self._crashed)
+        self._compute.start()
+        kernel_digest = self._compute.prove()
 
         self.addresses = interfaces_for_discovery(settings.listen)
         self._socket = _bind(settings)
@@ -141,7 +144,7 @@ class Member:
         me = MemberRecord(
             *(node, incarnation, 1, ALIVE, settings.name, self.address.host),
             *(self._socket.address.port, self._server.port, settings.ram_bytes, settings.context),
-            *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
+            *(kernels.now.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
         )
         self._endpoint = Endpoint(
@@ -160,7 +163,7 @@ class Member:
 
     def start(self) -> None:
         """Begin to find others and to serve."""
-        self._compute.start()
+        self._kernels.watch(self._better_kernels)
         for thread in self._threads:
             thread.start()
         self._paths.write_run_file(
@@ -327,6 +330,13 @@ class Member:
             self._carry_out(now)
 
         self._driver.post(done)
+
+    def _better_kernels(self, kernels: Kernels) -> None:
+        def used(now: float) -> None:
+            self.core.membership.set_backend(kernels.name, now)
+            self._carry_out(now)
+
+        self._compute.use(kernels, lambda: self._driver.post(used))
 
     def _leave(self, now: float) -> None:
         self.core.leave(now)
