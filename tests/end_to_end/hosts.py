@@ -89,8 +89,14 @@ class Host:
             env=self.environment(environment),
             check=False,
         )
-        assert "Traceback" not in done.stderr, done.stderr
+        self._check_faultless(done.stderr)
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def _check_faultless(self, stderr: str) -> None:
+        """Check that no bug showed: neither as a traceback nor as a report of one."""
+        assert "Traceback" not in stderr, stderr
+        report = self.folder / "home" / "fault.txt"
+        assert not report.exists(), report.read_text()
 
     def begin(self, *arguments: object) -> subprocess.Popen[str]:
         """Start a command and return it while it runs; its stdout comes as it is written."""
@@ -140,7 +146,7 @@ class Host:
             raise AssertionError(f"join does not end; it said:\n{self.said()}") from None
         self.joined = None
         stdout, stderr = (self.log(stream).read_text() for stream in ("stdout", "stderr"))
-        assert "Traceback" not in stderr, stderr
+        self._check_faultless(stderr)
         return Outcome(code, stdout, stderr)
 
     def kill(self) -> None:
