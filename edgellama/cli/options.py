@@ -99,10 +99,25 @@ def mesh_key() -> bytes:
 
 
 def model_file(text: str) -> Path:
-    """Return the path of a model file that is there; MisuseError where it is not."""
+    """Return the path of a model file that is there; MisuseError where it is not.
+
+    ``text`` is a path, the name of a pulled model, or the ``hf:`` reference it was pulled by.
+    """
     path = Path(text).expanduser()
     if not path.exists():
-        raise MisuseError(f"--model {text}: there is no such file")
+        return _pulled_model_file(text)
     if not path.is_file():
         raise MisuseError(f"--model {text}: is not a file")
     return path
+
+
+def _pulled_model_file(text: str) -> Path:
+    from edgellama.net.model_store import ModelStore
+    from edgellama.net.paths import StatePaths
+
+    model = ModelStore(StatePaths.locate().models).find(text)
+    if model is not None:
+        return model.path
+    if text.startswith("hf:"):
+        raise MisuseError(f"--model {text}: not pulled yet; run edgellama pull {text}")
+    raise MisuseError(f"--model {text}: there is no such file, and no pulled model of that name")

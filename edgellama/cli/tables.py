@@ -14,6 +14,7 @@ from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgellama.net.model_store import PulledModel
     from edgellama.plan.table import PlanRow
     from edgellama.values import Span
 
@@ -44,6 +45,14 @@ def plan_table(title: str, rows: Sequence[PlanRow]) -> Table:
             f"{format_size(row.used_bytes)} ({row.used_percent} %)",
             format_size(row.offered_bytes),
         )
+    return table
+
+
+def models_table(models: Sequence[tuple[PulledModel, str, str]]) -> Table:
+    """Return the table of pulled models, each with its type and family."""
+    table = _table(None, "name", ">size", "type", "family")
+    for model, kind, family in models:
+        table.add_row(Text(model.name), format_size(model.size_bytes), Text(kind), Text(family))
     return table
 
 

@@ -58,6 +58,11 @@ class StatePaths:
         return self.data / "store"
 
     @property
+    def models(self) -> Path:
+        """Whole model files that a person has pulled."""
+        return self.data / "models"
+
+    @property
     def packed(self) -> Path:
         """Weights in the kernels' layout."""
         return self.cache / "packed"
