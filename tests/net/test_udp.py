@@ -132,8 +132,8 @@ def test_messages_of_every_size_cross_loopback_both_ways(
         for body in bodies:
             here.endpoint.send(B, body, Priority.PREFILL, now)
 
-    here.driver.post(dial)
     here.on_event = lambda event, now: talk(now) if isinstance(event, Connected) else None
+    here.driver.post(dial)
     events = here.wait_for(1 + len(bodies))
     assert isinstance(events[0], Connected)
     echoed = [event.message for event in events[1:] if isinstance(event, MessageReceived)]
