@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgellama_kernels.block_words import dot_bytes, dot_nibbles, load_block, load_nibbles
 from edgellama_kernels.jit import inlined, kernel
 from edgellama_kernels.lanes import load_lanes, store_lanes
 from edgellama_kernels.vec import (
     PREFETCH_BYTES,
     broadcast_f32,
     broadcast_i32,
-    dot_bytes,
-    dot_nibbles,
     float_from_i32,
     load_bfloat_x8,
-    load_block,
     load_f32x8,
     load_half_x8,
-    load_nibbles,
     prefetch,
     store_f32x8,
     zeros_f32x8,

@@ -12,7 +12,7 @@ from kernel_cases import assert_same_bits
 PLAIN_TARGET = """
 from edgellama_kernels import load
 from edgellama_kernels.digest import digest
-from edgellama_kernels.vec import target_features
+from edgellama_kernels.lowering import target_features
 from numba.core.registry import cpu_target
 features = target_features(tuple(cpu_target.target_context.codegen().magic_tuple()))
 assert not features & {"avx2", "f16c", "fma", "sse4.1", "dotprod"}, features
