@@ -16,18 +16,13 @@ from edgellama_kernels.interface import (
     NonFinite,
     QuantizedBlocks,
 )
-from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix, WeightKind
+from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
 from edgellama_kernels.reference import ONE, ReferenceKernels
-from edgellama_kernels.team import Kernel, Team
+from edgellama_kernels.team import Team
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FLOAT_KINDS = {
-    WeightKind.F32: matmul.KIND_F32,
-    WeightKind.F16: matmul.KIND_F16,
-    WeightKind.BF16: matmul.KIND_BF16,
-}
 _VECTOR = 8
 
 
@@ -90,32 +85,27 @@ class CompiledKernels(CheckedKernels):
     def _matmul_blocks(
         self, matrix: PackedMatrix, blocks: QuantizedBlocks, residual: Float32 | None
     ) -> Float32:
-        count, tokens, _ = blocks.quants.shape
-        y = np.empty((tokens, matrix.rows), np.float32)
-        nibbles = matrix.kind is WeightKind.Q4_0
-        kernel: Kernel
-        arguments = [matrix.address, matrix.scales_address, count]
-        arguments += [_address(blocks.quants), _address(blocks.scales)]
-        arguments += [_address(blocks.corrections)] if nibbles else []
-        arguments += [_address(residual), _address(y)]
-        if tokens == 1:
-            kernel = matmul.decode_nibbles if nibbles else matmul.decode_bytes
-            call, scratch = (*arguments, matrix.rows), 0
-        else:
-            kernel = matmul.batch_nibbles if nibbles else matmul.batch_bytes
-            call, scratch = (*arguments, tokens, matrix.rows), matmul.TOKENS_TILE * _VECTOR
-        self._team.run(kernel, call, matrix.groups, matrix.buffer.size * tokens, scratch)
-        return y
+        return self._multiply(matrix, blocks.quants.shape[1], None, blocks, residual)
 
     def _matmul_float(self, matrix: PackedMatrix, x: Float32, residual: Float32 | None) -> Float32:
-        tokens, columns = x.shape
+        return self._multiply(matrix, len(x), x, None, residual)
+
+    def _multiply(
+        self,
+        matrix: PackedMatrix,
+        tokens: int,
+        x: Float32 | None,
+        blocks: QuantizedBlocks | None,
+        residual: Float32 | None,
+    ) -> Float32:
         y = np.empty((tokens, matrix.rows), np.float32)
+        quantized = (_address(array) for array in blocks or (None, None, None))
         arguments = (
-            matrix.address, _FLOAT_KINDS[matrix.kind], columns, _address(x),
-            _address(residual), _address(y), tokens, matrix.rows,
+            matmul.KIND_CODES[matrix.kind], matrix.address, matrix.scales_address, matrix.columns,
+            matrix.rows, _address(x), *quantized, _address(residual), _address(y), tokens,
         )  # fmt: skip
-        work = matrix.buffer.size * tokens
-        self._team.run(matmul.multiply_floats, arguments, matrix.groups, work)
+        work, scratch = matrix.buffer.size * tokens, matmul.TOKENS_TILE * _VECTOR
+        self._team.run(matmul.multiply, arguments, matrix.groups, work, scratch)
         return y
 
     def _rope(self, x: Float32, table: Float32) -> None:

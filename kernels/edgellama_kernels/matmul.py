@@ -13,6 +13,7 @@ from typing import Any
 from edgellama_kernels.block_words import dot_bytes, dot_nibbles, load_block, load_nibbles
 from edgellama_kernels.jit import inlined, kernel
 from edgellama_kernels.lanes import load_lanes, store_lanes
+from edgellama_kernels.layout import WeightKind
 from edgellama_kernels.vec import (
     PREFETCH_BYTES,
     broadcast_f32,
@@ -29,7 +30,15 @@ from edgellama_kernels.vec import (
 NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
 BLOCK_BYTES = 256  # a block of Q8_0 of eight rows, without scales
 TOKENS_TILE = 512  # their sums (16 KiB) stay in the first-level cache
-KIND_F32, KIND_F16, KIND_BF16 = 0, 1, 2
+KIND_F32, KIND_F16, KIND_BF16, KIND_Q8_0, KIND_Q4_0 = range(5)
+KIND_CODES = {
+    WeightKind.F32: KIND_F32,
+    WeightKind.F16: KIND_F16,
+    WeightKind.BF16: KIND_BF16,
+    WeightKind.Q8_0: KIND_Q8_0,
+    WeightKind.Q4_0: KIND_Q4_0,
+}
+"""What `multiply` calls each kind of weights."""
 
 
 @inlined
@@ -189,3 +198,36 @@ def multiply_floats(
             finish(y, residual, at2 * rows + group * 8, left, total2)
             finish(y, residual, at3 * rows + group * 8, left, total3)
     return 0
+
+
+@kernel
+def multiply(
+    kind: int, weights: int, scales: int, columns: int, rows: int, x: int, quants: int,
+    x_scales: int, corrections: int, residual: int, y: int, tokens: int, first: int, past: int,
+    scratch: int,
+) -> int:  # fmt: skip
+    """Multiply any kind of weights: the one place that tells them apart.
+
+    Activations are ``x`` for F32, F16 and BF16, the three arrays of blocks for all others.
+    """
+    blocks = columns // 32
+    if kind == KIND_Q4_0:
+        if tokens == 1:
+            return decode_nibbles(
+                weights, scales, blocks, quants, x_scales, corrections,
+                residual, y, rows, first, past,
+            )  # fmt: skip
+        return batch_nibbles(
+            weights, scales, blocks, quants, x_scales, corrections,
+            residual, y, tokens, rows, first, past, scratch,
+        )  # fmt: skip
+    if kind == KIND_Q8_0:
+        if tokens == 1:
+            return decode_bytes(
+                weights, scales, blocks, quants, x_scales, residual, y, rows, first, past
+            )
+        return batch_bytes(
+            weights, scales, blocks, quants, x_scales, residual, y, tokens, rows, first, past,
+            scratch,
+        )  # fmt: skip
+    return multiply_floats(weights, kind, columns, x, residual, y, tokens, rows, first, past)
