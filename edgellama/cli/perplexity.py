@@ -54,5 +54,6 @@ def command(
         return
     click.echo(
         f"perplexity {result.ppl:.4f} +/- {result.ppl_error:.4f} "
-        f"({len(result.nll_chunks)} chunks of {result.context} tokens, {result.nll:.5f} nats a token)"
+        f"({len(result.nll_chunks)} chunks of {result.context} tokens, "
+        f"{result.nll:.5f} nats a token)"
     )
