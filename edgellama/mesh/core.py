@@ -163,7 +163,7 @@ class MeshNode:
             assert isinstance(result, HiddenRows)
             step = self.stage.computed(job, result)
             if step is not None:
-                self.home.row_returned(step)
+                self.home.row_returned(step, now)
         elif isinstance(job, HeadJob):
             assert isinstance(result, int)
             self.home.token_made(job, result, now)
@@ -204,6 +204,8 @@ class MeshNode:
             return
         self.membership.peer_connected(identity)
         self.planning.peer_connected(identity.node)
+        self.stage.peer_connected(identity.node)
+        self.home.stage_connected(identity.node)
         self.gateway.home_connected(identity.node)
 
     def _disconnected(self, event: Disconnected) -> None:
@@ -243,7 +245,9 @@ class MeshNode:
             case PlanAnnouncement() | StageReady() | StageFailed():
                 self._receive_on_plan(node, message)
             case Piece() | Finished() | Failure():
-                self.gateway.home_says(message)
+                if not self.gateway.home_says(message) and isinstance(message, Piece):
+                    # The cancellation came before the request, or was lost with a connection.
+                    self._outbox.send(node, Cancel(message.request))
             case CloseSession():
                 self.stage.close(node, message)
             case _:
@@ -282,7 +286,7 @@ class MeshNode:
     def _receive_step(self, node: NodeId, step: Step) -> None:
         plan = self.planning.active
         if plan is not None and step.epoch == plan.epoch and step.stage == len(plan.stages):
-            self.home.row_returned(step)
+            self.home.row_returned(step, self._now)
         else:
             self.stage.receive(node, step)
 

@@ -52,7 +52,7 @@ class Gateway:
     def follow(self, plan: Plan) -> None:
         """Hand every request to the home of the new plan, with the tokens known."""
         self._plan = plan
-        for request in self._requests.values():
+        for request in list(self._requests.values()):
             if request.home != plan.home:
                 self._submit(request)
 
@@ -91,23 +91,24 @@ class Gateway:
 
     def home_connected(self, home: NodeId) -> None:
         """Hand requests to home again after the link to it was away."""
-        for request in self._requests.values():
+        for request in list(self._requests.values()):
             if request.home == home:
                 self._submit(request)
 
-    def home_says(self, message: Piece | Finished | Failure) -> None:
-        """Pass on what home has made, each token once."""
+    def home_says(self, message: Piece | Finished | Failure) -> bool:
+        """Pass on what home has made, each token once; return whether anybody wants it."""
         request = self._requests.get(message.request)
         if request is None:
-            return
+            return False
         if isinstance(message, Failure):
             self._end(request, message)
-            return
+            return True
         for due in request.answer.accept(message):
             if isinstance(due, Finished):
                 self._end(request, due)
             else:
                 self._answer(request.asker, due)
+        return True
 
     def _submit(self, request: _Request) -> None:
         assert self._plan is not None

@@ -11,8 +11,15 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from edgellama.errors import EXIT_FAILED, EdgellamaError, MisuseError, PromptTooLongError
+from edgellama.errors import (
+    EXIT_FAILED,
+    EdgellamaError,
+    MisuseError,
+    PromptTooLongError,
+    WireError,
+)
 from edgellama.mesh.effects import HeadJob, Outbox, Run, TokenizeJob
+from edgellama.mesh.stage_role import steps_under_way_max
 from edgellama.model.sampling import validate
 from edgellama.values import LinkCounters, NodeId, Plan, Route
 from edgellama.wire.messages import (
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from edgellama.mesh.stage_role import StageRole
 
 PREFILL_CHUNK_TOKENS: Final = 32  # small enough that the stages work at the same time
-CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer ends without
+CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer is told without
 REQUESTS_MAX: Final = 256  # running and queued, of all askers together
 
 TOKENIZING, QUEUED, RUNNING, CLOSING = "tokenizing", "queued", "running", "closing"
@@ -75,8 +82,8 @@ class _Session:
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    reason: str = ""  # why the answer ended; empty when nobody waits for it any more
-    close_by: float = 0.0
+    reason: str = ""  # why the answer ended; empty when nobody waits for its end, or it is told
+    close_by: float = 0.0  # when its end is told at the latest
     closing: set[NodeId] = field(default_factory=set)  # stages that have not answered yet
     counters: LinkCounters = field(default_factory=LinkCounters)
 
@@ -133,7 +140,7 @@ class Home:
 
     def ask(self, gateway: NodeId, ask: Ask) -> None:
         """Begin an answer; a request that is known already is told again what it has missed."""
-        session = next((s for s in self._sessions.values() if s.ask.request == ask.request), None)
+        session = self._session_of(ask.request)
         if session is not None:
             session.gateway = gateway
             known = len(ask.tokens)
@@ -153,6 +160,13 @@ class Home:
         self._sessions[session.id] = session
         if self._plan is not None and self._plan.home == self._me:
             self._tokenize(session)
+
+    def stage_connected(self, node: NodeId) -> None:
+        """Close again what a stage may not have heard of before its connection was away."""
+        for session in self._sessions.values():
+            if node in session.closing:
+                assert self._plan is not None
+                self._outbox.send(node, CloseSession(self._plan.epoch, session.id))
 
     def cancel(self, request: int, now: float) -> None:
         """Stop an answer that nobody wants any more."""
@@ -188,7 +202,7 @@ class Home:
         session.state = QUEUED
         self._start_queued(now)
 
-    def row_returned(self, step: Step) -> None:
+    def row_returned(self, step: Step, now: float) -> None:
         """Take what the last stage sends back: a chunk's end, or the row of the next token."""
         session = self._sessions.get(step.session)
         plan = self._plan
@@ -198,8 +212,15 @@ class Home:
             return
         if step.wanted == 0:
             self._feed(session)
-        elif step.rows == step.wanted == 1:
-            self._make_token(session, self._stage.rows(step))
+            return
+        try:
+            hidden = self._stage.rows(step)
+            if len(hidden.exponents) != 1:
+                raise WireError("the last stage did not send the row that was wanted")
+        except WireError as error:
+            self.fail(session.id, error, now)
+        else:
+            self._make_token(session, hidden)
 
     def token_made(self, job: HeadJob, token: int, now: float) -> None:
         """Take the next token: say it, and either end the answer or send it round."""
@@ -245,18 +266,28 @@ class Home:
         session.closing.discard(node)
         session.counters += message.counters
         if not session.closing:
-            self._finish(session, now)
+            self._report(session)
+            self._free(session, now)
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        waits = [each.close_by for each in self._sessions.values() if each.state == CLOSING]
-        return min(waits, default=None)
+        return min((each.close_by for each in self._untold()), default=None)
 
     def handle_timer(self, now: float) -> None:
-        """End answers whose stages do not tell their counters in time."""
-        for session in list(self._sessions.values()):
-            if session.state == CLOSING and now >= session.close_by:
-                self._finish(session, now)
+        """Tell the end of answers whose stages do not tell their counters in time."""
+        for session in self._untold():
+            if now >= session.close_by:
+                self._report(session)
+
+    def _untold(self) -> list[_Session]:
+        return [each for each in self._sessions.values() if each.state == CLOSING and each.reason]
+
+    def _session_of(self, request: int) -> _Session | None:
+        """Return the session that makes a request's answer, if one does."""
+        for session in self._sessions.values():
+            if session.ask.request == request and (session.state != CLOSING or session.reason):
+                return session
+        return None
 
     def _tokenize(self, session: _Session) -> None:
         self._outbox.put(Run(TokenizeJob(session.id, session.ask.prompt, session.ask.raw)))
@@ -294,7 +325,7 @@ class Home:
         """Send known tokens that the ring has not seen, a few chunks at a time."""
         plan = self._plan
         assert plan is not None
-        while session.fed < session.known and len(session.returned) <= len(plan.stages):
+        while session.fed < session.known and len(session.returned) < steps_under_way_max(plan):
             first = session.fed
             past = min(first + PREFILL_CHUNK_TOKENS, session.known)
             session.fed = past
@@ -327,7 +358,7 @@ class Home:
             del self._sessions[session.id]
 
     def _begin_close(self, session: _Session, reason: str, now: float) -> None:
-        """End the session everywhere; its KV slot is free when all stages have said so."""
+        """End the session everywhere; its KV slot is free once every stage has said so."""
         assert self._plan is not None
         session.reason = reason
         if session.state != CLOSING:
@@ -338,14 +369,15 @@ class Home:
                 session.closing.add(placement.node)
                 self._outbox.send(placement.node, CloseSession(self._plan.epoch, session.id))
         if not session.closing:
-            self._finish(session, now)
+            self._report(session)
+            self._free(session, now)
 
-    def _finish(self, session: _Session, now: float) -> None:
+    def _free(self, session: _Session, now: float) -> None:
         del self._sessions[session.id]
-        self._report(session)
         self._start_queued(now)
 
     def _report(self, session: _Session) -> None:
+        """Tell how the answer ended, once."""
         if not session.reason:
             return
         assert self._plan is not None
@@ -365,4 +397,5 @@ class Home:
             route,
             session.counters,
         )
+        session.reason = ""
         self._reply(session.gateway, finished)

@@ -7,6 +7,7 @@ the epoch in force. Home's own layers go through here as well, as stage 0.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -30,9 +31,15 @@ from edgellama.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EARLY_STEPS_MAX: Final = 16  # steps of one session that wait for an earlier one
-OUTPUTS_KEPT: Final = 4
+STEPS_UNDER_WAY_MAX: Final = 16  # of one session in the whole ring, however many stages
+WAITING_STEPS_MAX: Final = 64  # of an epoch that is not in force here yet, of all sessions
 SESSIONS_MAX: Final = 64  # a bound on hostile or forgotten sessions, above any plan's own
+CLOSED_KEPT: Final = 1024  # far more sessions than can end while a step is on its way
+
+
+def steps_under_way_max(plan: Plan) -> int:
+    """Return how many steps of a session home lets be on their way: every stage has work."""
+    return min(len(plan.stages) + 1, STEPS_UNDER_WAY_MAX)
 
 
 @dataclass
@@ -41,6 +48,7 @@ class _Session:
     early: dict[int, Step] = field(default_factory=dict)
     outputs: OrderedDict[int, Step] = field(default_factory=OrderedDict)
     jobs: dict[int, Step] = field(default_factory=dict)  # under way, by position
+    failure: str = ""  # why a step could not be computed
     counters_at_start: LinkCounters = field(default_factory=LinkCounters)
 
 
@@ -62,6 +70,8 @@ class StageRole:
         self._width = 0
         self._stage = -1
         self._sessions: dict[int, _Session] = {}
+        # (epoch, session): a step that comes later must not open it again.
+        self._closed: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._encoder = ActivationEncoder(peer_reads_lz4=False)
         self._waiting: list[tuple[NodeId, Step]] = []  # of an epoch that is not in force here yet
 
@@ -75,17 +85,30 @@ class StageRole:
             self._encoder = ActivationEncoder(peer_reads_lz4=self._peer_reads_lz4(self._next()))
         waiting, self._waiting = self._waiting, []
         for node, step in waiting:
-            self.receive(node, step)
+            with contextlib.suppress(WireError):  # as for a step that has just come
+                self.receive(node, step)
+
+    def peer_connected(self, node: NodeId) -> None:
+        """Say again what may have been lost with an earlier connection to this node."""
+        plan = self._plan
+        if plan is None or self._stage < 0:
+            return
+        for session_id, session in self._sessions.items():
+            if session.failure and node == plan.home:
+                self._outbox.send(node, StepFailed(plan.epoch, session_id, session.failure))
+            if node == self._next():
+                for done in session.outputs.values():
+                    self._pass_on(done)
 
     def receive(self, node: NodeId, step: Step) -> None:
         """Compute a step of the stage before, answer it again, or say what is missing."""
         plan = self._plan
         if plan is None or step.epoch > plan.epoch:
-            if len(self._waiting) < EARLY_STEPS_MAX:
+            if len(self._waiting) < WAITING_STEPS_MAX:
                 self._waiting.append((node, step))
         elif step.epoch < plan.epoch:
             self._outbox.send(node, StepStale(plan.epoch))
-        elif step.stage == self._stage and step.rows == step.count:
+        elif step.stage == self._stage > 0 and (step.epoch, step.session) not in self._closed:
             self._take(node, plan, step)
 
     def _take(self, node: NodeId, plan: Plan, step: Step) -> None:
@@ -93,12 +116,9 @@ class StageRole:
         if session is None:
             reason = f"{SESSIONS_MAX} sessions are open on this device"
             self._outbox.send(plan.home, StepFailed(plan.epoch, step.session, reason))
-            return
-        if step.position + step.count > plan.context:
-            raise WireError("a step beyond the context")
-        if step.position < session.length:
+        elif step.position < session.length:
             self._answer_again(session, step.position)
-        elif step.position > session.length and len(session.early) >= EARLY_STEPS_MAX:
+        elif step.position > session.length and len(session.early) >= STEPS_UNDER_WAY_MAX:
             self._outbox.send(node, StepNeeded(plan.epoch, step.session, session.length))
         else:
             session.early[step.position] = step
@@ -130,7 +150,7 @@ class StageRole:
             return None
         done = self._output(plan, step, hidden)
         session.outputs[step.position] = done
-        while len(session.outputs) > OUTPUTS_KEPT:
+        while len(session.outputs) > steps_under_way_max(plan):
             session.outputs.popitem(last=False)
         if self._next() == self._me:
             return done
@@ -139,16 +159,26 @@ class StageRole:
 
     def failed(self, job: StageJob, reason: str) -> None:
         """Tell home that a step cannot be computed."""
-        if self._plan is not None and job.epoch == self._plan.epoch:
+        session = self._sessions.get(job.session)
+        if self._plan is not None and job.epoch == self._plan.epoch and session is not None:
+            session.failure = reason
             self._outbox.send(self._plan.home, StepFailed(job.epoch, job.session, reason))
 
     def rows(self, step: Step) -> HiddenRows:
         """Return the rows of a step; WireError where they are not what the plan says."""
+        assert self._plan is not None
+        if step.position + step.count > self._plan.context:
+            raise WireError("a step beyond the context")
         return decode_hidden(step.codec, step.rows, self._width, step.payload)
 
     def close(self, node: NodeId, message: CloseSession) -> None:
         """Free the session and tell home what this node's links carried while it lived."""
-        counters = self.forget(message.session)
+        counters = LinkCounters()
+        if self._plan is not None and message.epoch == self._plan.epoch:
+            counters = self.forget(message.session)
+        self._closed[message.epoch, message.session] = None
+        while len(self._closed) > CLOSED_KEPT:
+            self._closed.popitem(last=False)
         self._outbox.send(node, SessionClosed(message.epoch, message.session, counters))
 
     def forget(self, session_id: int) -> LinkCounters:
@@ -167,11 +197,23 @@ class StageRole:
 
     def _start_due(self, session: _Session) -> None:
         while (step := session.early.pop(session.length, None)) is not None:
-            hidden = self.rows(step)
+            try:
+                hidden = self._input(step)
+            except WireError as error:
+                session.failure = f"{error}, to {self._me[:8]}"
+                assert self._plan is not None
+                failed = StepFailed(step.epoch, step.session, session.failure)
+                self._outbox.send(self._plan.home, failed)
+                return
             session.jobs[step.position] = step
             session.length += step.count
             job = StageJob(step.epoch, step.session, step.position, hidden=hidden)
             self._outbox.put(Run(job))
+
+    def _input(self, step: Step) -> HiddenRows:
+        if step.rows != step.count:
+            raise WireError(f"a step of {step.count} positions came with {step.rows} rows")
+        return self.rows(step)
 
     def _answer_again(self, session: _Session, position: int) -> None:
         done = session.outputs.get(position)

@@ -451,6 +451,7 @@ class SimulatedCluster:
             *(True, "0"),
         )
         started = self.nodes[name] = ClusterNode(self, me, model, MESH_KEY)
+        started.host.act(lambda now: None)  # from here on its timers run
         self._seek(started)
         return started
 
