@@ -11,17 +11,23 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from edgellama.errors import MisuseError
+from edgellama.model.byte_level_bpe import ByteLevelBpe
 from edgellama.model.gguf import GgufFile
 from edgellama.model.gguf_header import file_unsupported, quoted
 from edgellama.model.sentencepiece_bpe import SentencePieceBpe
-from edgellama.model.vocabulary import PieceKind, Vocabulary, algorithm_name
+from edgellama.model.vocabulary import PieceKind, algorithm_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edgellama.model.vocabulary import Vocabulary
+
 # By tokenizer.ggml.model; a further algorithm is a class like these and a row.
-_ALGORITHMS = {"llama": SentencePieceBpe}
+_ALGORITHMS: dict[str, type[SentencePieceBpe] | type[ByteLevelBpe]] = {
+    "llama": SentencePieceBpe,
+    "gpt2": ByteLevelBpe,
+}
 
 _ALWAYS_SPECIAL = frozenset({PieceKind.USER_DEFINED})
 _SPECIAL_WHERE_PARSED = frozenset({PieceKind.USER_DEFINED, PieceKind.CONTROL, PieceKind.UNKNOWN})
@@ -30,7 +36,15 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Algorithm(Protocol):
-    """How one family of models turns text into pieces and pieces into bytes."""
+    """How one family of models turns text into pieces and pieces into bytes.
+
+    ``adds_bos``: whether BOS goes before a text where the file does not say. ``adds_space``:
+    whether `encode` begins a text with a space that decoding takes off again.
+    """
+
+    vocabulary: Vocabulary
+    adds_bos: bool
+    adds_space: bool
 
     def normalized(self, text: str) -> str:
         """Return text as the pieces spell it."""
@@ -49,16 +63,16 @@ class Tokenizer:
     ``end_tokens``: the ids after which an answer is over.
     """
 
-    def __init__(self, vocabulary: Vocabulary, algorithm_class: type[SentencePieceBpe]) -> None:
+    def __init__(self, algorithm: Algorithm) -> None:
+        vocabulary = algorithm.vocabulary
         self.size = len(vocabulary.pieces)
         self.bos = vocabulary.roles.bos
         self.eos = vocabulary.roles.eos
         self.end_tokens = vocabulary.end_tokens
         self._pieces = vocabulary.pieces
-        self._adds_bos = _stated(vocabulary.adds_bos, algorithm_class.default_adds_bos)
+        self._adds_bos = _stated(vocabulary.adds_bos, algorithm.adds_bos)
         self._adds_eos = _stated(vocabulary.adds_eos, default=False)
-        self._adds_space = _stated(vocabulary.adds_space, algorithm_class.default_adds_space)
-        self._algorithm: Algorithm = algorithm_class(vocabulary, self._adds_space)
+        self._algorithm = algorithm
         self._always_special = self._matcher(vocabulary, _ALWAYS_SPECIAL)
         self._special = self._matcher(vocabulary, _SPECIAL_WHERE_PARSED)
 
@@ -67,7 +81,7 @@ class Tokenizer:
         """Make the tokenizer of a model file, or of its header alone.
 
         Raises ModelFileError for a vocabulary that is malformed, UnsupportedModelError for an
-        algorithm that is not supported, MisuseError when there is no such file.
+        algorithm or pre-tokenizer that is not supported, MisuseError when there is no such file.
         """
         if not isinstance(source, GgufFile):
             with GgufFile.open(source) as gguf:
@@ -77,11 +91,10 @@ class Tokenizer:
         if algorithm_class is None:
             raise file_unsupported(
                 source.path_name,
-                f"tokenizer {quoted(name)} is not supported yet; "
+                f"tokenizer {quoted(name)} is not supported; "
                 f"supported: {', '.join(map(repr, _ALGORITHMS))}",
             )
-        vocabulary = Vocabulary.from_gguf(source, algorithm_class.default_roles)
-        return cls(vocabulary, algorithm_class)
+        return cls(algorithm_class.from_gguf(source))
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Return the token ids of a text; never fails, whatever the text.
@@ -118,7 +131,7 @@ class Tokenizer:
 
         ``continues``: they follow a text, so a leading space belongs to them.
         """
-        return StreamDecoder(self, strips_space=self._adds_space and not continues)
+        return StreamDecoder(self, strips_space=self._algorithm.adds_space and not continues)
 
     def piece(self, token: int) -> str:
         """Return a token's piece as the vocabulary spells it, such as ``</s>`` or ``▁the``."""

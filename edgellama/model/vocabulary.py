@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file: pieces, their scores and kinds, and the tokens with a role.
+"""The vocabulary of a GGUF file: pieces and their kinds, and the tokens with a role.
 
 The keys under ``tokenizer.ggml.`` come from an untrusted file and are checked here, once.
 """
@@ -28,6 +28,8 @@ _END_OF_TURN_PIECES = frozenset(
         "<|end_of_text|>",
         "<end_of_turn>",
         "<EOT>",
+        "<end_of_utterance>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
     }
 )
 
@@ -57,14 +59,13 @@ class Roles(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Every token's piece, score and kind, by token id; the three are of one length.
+    """Every token's piece and kind, by token id; the two are of one length.
 
     ``end_tokens``: those after which an answer is over. ``adds_bos``, ``adds_eos`` and
     ``adds_space``: what the file says of encoding, None where it says nothing.
     """
 
     pieces: tuple[str, ...]
-    scores: tuple[float, ...]  # finite
     kinds: tuple[PieceKind, ...]
     roles: Roles
     end_tokens: frozenset[int]
@@ -88,7 +89,6 @@ class Vocabulary:
         kinds = _kinds(gguf, pieces, roles)
         return cls(
             pieces=pieces,
-            scores=_scores(gguf, size),
             kinds=kinds,
             roles=roles,
             end_tokens=_end_tokens(gguf, pieces, kinds, roles),
@@ -104,6 +104,39 @@ def algorithm_name(gguf: GgufFile) -> str:
     if not isinstance(name, str):
         raise _fault(gguf, "model", "is missing or not text")
     return name
+
+
+def pre_tokenizer_name(gguf: GgufFile) -> str:
+    """Return ``tokenizer.ggml.pre``; files from before that key was invented mean ``default``."""
+    name = gguf.metadata.get(f"{_PREFIX}pre", "default")
+    if not isinstance(name, str):
+        raise _fault(gguf, "pre", "is not text")
+    return name
+
+
+def scores_of(gguf: GgufFile, size: int) -> tuple[float, ...]:
+    """Return the finite score of each of the ``size`` tokens; raises ModelFileError."""
+    values = _array(gguf, "scores", size)
+    if values is None:
+        raise _fault(gguf, "scores", "is missing")
+    scores = tuple([value for value in values if isinstance(value, float)])
+    if len(scores) != size or not all(map(math.isfinite, scores)):
+        raise _fault(gguf, "scores", "has an item that is no finite number")
+    return scores
+
+
+def merges_of(gguf: GgufFile) -> tuple[str, ...]:
+    """Return the merges, best first, each as two pieces with a space between.
+
+    Raises ModelFileError. A merge that is no such pair never applies.
+    """
+    values = _array(gguf, "merges")
+    if values is None:
+        raise _fault(gguf, "merges", "is missing")
+    merges = tuple([value for value in values if isinstance(value, str)])
+    if len(merges) != len(values):
+        raise _fault(gguf, "merges", "is no array of strings")
+    return merges
 
 
 def _fault(gguf: GgufFile, key: str, fault: str) -> ModelFileError:
@@ -127,16 +160,6 @@ def _pieces(gguf: GgufFile) -> tuple[str, ...]:
     if not pieces or len(pieces) != len(values):
         raise _fault(gguf, "tokens", "is missing, empty or no array of strings")
     return pieces
-
-
-def _scores(gguf: GgufFile, size: int) -> tuple[float, ...]:
-    values = _array(gguf, "scores", size)
-    if values is None:
-        raise _fault(gguf, "scores", "is missing")
-    scores = tuple([value for value in values if isinstance(value, float)])
-    if len(scores) != size or not all(map(math.isfinite, scores)):
-        raise _fault(gguf, "scores", "has an item that is no finite number")
-    return scores
 
 
 def _kinds(gguf: GgufFile, pieces: tuple[str, ...], roles: Roles) -> tuple[PieceKind, ...]:

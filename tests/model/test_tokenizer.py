@@ -216,9 +216,9 @@ def test_the_trained_model_begins_a_story(shared_model: Path) -> None:
 
 
 def test_another_algorithm_is_named() -> None:
-    keys = vocabulary_keys() | {"model": key("tokenizer.ggml.model", STRING, string("gpt2"))}
+    keys = vocabulary_keys() | {"model": key("tokenizer.ggml.model", STRING, string("bert"))}
     file = GgufFile.parse(gguf_writing.whole_file(list(keys.values())), "x.gguf")
-    with pytest.raises(UnsupportedModelError, match=r"x\.gguf: tokenizer 'gpt2' is not supported"):
+    with pytest.raises(UnsupportedModelError, match=r"x\.gguf: tokenizer 'bert' is not supported"):
         Tokenizer.from_gguf(file)
 
 
