@@ -21,7 +21,7 @@ from edgellama.mesh.effects import (
 from edgellama.mesh.gateway import Gateway
 from edgellama.mesh.home import Home, Vocabulary
 from edgellama.mesh.membership import Membership
-from edgellama.mesh.planning import Planning
+from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
 from edgellama.values import LinkCounters, ModelFacts, NodeId, Span
 from edgellama.wire.messages import (
@@ -190,7 +190,7 @@ class MeshNode:
             request,
             self._me,
             plan is not None and not self.planning.trouble,
-            plan.epoch if plan else 0,
+            plan_number(plan.epoch) if plan else 0,
             (facts,) if facts else (),
             plan.context if plan else 0,
             members,
@@ -292,7 +292,7 @@ class MeshNode:
 
     def _follow_plan(self) -> None:
         plan = self.planning.active
-        facts = self.planning.facts()
+        facts = self.planning.active_facts
         assert plan is not None
         assert facts is not None
         self.stage.follow(plan, facts.width)

@@ -8,9 +8,10 @@ greater (epoch, leader) wins everywhere, so there is nothing to vote on.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
 
-from edgellama.errors import KernelConflictError, ModelConflictError
+from edgellama.errors import KernelConflictError, ModelConflictError, WireError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.ram import Requirements, Unplaceable, place
 from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
@@ -19,8 +20,25 @@ from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed,
 if TYPE_CHECKING:
     from edgellama.mesh.membership import Membership
 
+LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
+EPOCH_PAST: Final = 1 << 63  # far beyond any that is ever reached, so that there is a next one
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 CONTEXT_DEFAULT: Final = 2048
+
+
+def plan_number(epoch: int) -> int:
+    """Return the number of a plan for a person: it counts up from 1."""
+    return epoch >> LEADER_BITS
+
+
+def _epoch_after(seen: int, leader: MemberRecord) -> int:
+    """Return an epoch above ``seen`` that no other leader, and no other life of it, would take.
+
+    Steps are told apart by their epoch alone, so two plans must never share one.
+    """
+    life = f"{leader.node} {leader.incarnation}".encode()
+    tag = int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
+    return (plan_number(seen) + 1) << LEADER_BITS | tag
 
 
 class Planning:
@@ -34,11 +52,14 @@ class Planning:
         self._greatest: Plan | None = None  # proposed or active, by (epoch, leader)
         self._facts: ModelFacts | None = None  # of the greatest plan's model
         self._active: Plan | None = None
+        self._active_facts: ModelFacts | None = None
+        self._epoch_seen = 0
         self._announced_active = False  # the greatest plan has been called active by its leader
         self._loaded = False  # this node holds its span of the greatest plan
         self._ready: set[NodeId] = set()
-        self._incarnations: dict[NodeId, int] = {}  # of the greatest plan's stages
-        self._unfit: set[tuple[NodeId, int]] = set()
+        self._lives: dict[NodeId, int] = {}  # the incarnation of each of its stages
+        self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
+        self._failure = ""  # why this node cannot load its span of the greatest plan
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
         self.trouble = ""  # why no plan can be made, for a person
 
@@ -50,7 +71,12 @@ class Planning:
     @property
     def epoch_seen(self) -> int:
         """The greatest epoch that this node knows of."""
-        return self._greatest.epoch if self._greatest else 0
+        return self._epoch_seen
+
+    @property
+    def active_facts(self) -> ModelFacts | None:
+        """The facts of the model of the plan in force here."""
+        return self._active_facts
 
     def facts(self) -> ModelFacts | None:
         """Return the facts of the model that the mesh hosts or is about to host."""
@@ -71,6 +97,7 @@ class Planning:
         if due is None or now < due:
             return
         self._considered_at = self._membership.changed_at
+        self._unfit.clear()
         self._look_for_conflict()
         self._consider()
 
@@ -81,15 +108,22 @@ class Planning:
             self._outbox.send(node, self._announcement())
         if plan and plan.leader == node and self._loaded:
             self._outbox.send(node, StageReady(plan.epoch))
+        if plan and plan.leader == node and self._failure:
+            self._outbox.send(node, StageFailed(plan.epoch, self._failure))
 
     def receive_announcement(self, node: NodeId, announcement: PlanAnnouncement) -> bool:
         """Follow a greater plan; return whether the plan in force here has changed."""
         plan = announcement.plan
-        if self._greatest and _key(plan) < _key(self._greatest):
+        if plan.epoch >= EPOCH_PAST:
+            raise WireError("a plan of an epoch that cannot be reached")
+        self._epoch_seen = max(self._epoch_seen, plan.epoch)
+        lives = dict(zip((each.node for each in plan.stages), announcement.lives, strict=True))
+        rank = self._rank(plan, lives)
+        if self._greatest is None or rank < self._rank(self._greatest, self._lives):
+            self._follow(plan, announcement.model, lives)
+        elif plan != self._greatest:
             self._outbox.send(node, self._announcement())
             return False
-        if self._greatest is None or _key(plan) > _key(self._greatest):
-            self._follow(plan, announcement.model)
         if announcement.active:
             self._announced_active = True
         return self._activate_if_possible()
@@ -107,6 +141,7 @@ class Planning:
         """Tell the leader that this node's span cannot be loaded."""
         if self._greatest is None or self._greatest.epoch != epoch:
             return
+        self._failure = reason
         if self._greatest.leader == self._me:
             self.stage_failed(self._me, epoch, reason)
         else:
@@ -146,7 +181,7 @@ class Planning:
         offers = self._offers()
         roots = {record.model_root for record in offers}
         plan = self._greatest
-        if plan and (plan.model_root in roots or self._is_whole(plan)):
+        if plan and (plan.model_root in roots or self._is_whole(plan, self._lives)):
             return plan.model_root
         return min(offers, key=_seniority).model_root if offers else ""
 
@@ -156,7 +191,7 @@ class Planning:
     def _look_for_conflict(self) -> None:
         """Give up where this device does not fit the members that were here before it."""
         me = self._membership.me
-        first = min(self._membership.living(), key=_seniority)
+        first = min(self._membership.living(), key=_seniority, default=me)
         if me.kernel_digest != first.kernel_digest:
             self._outbox.put(
                 GiveUp(
@@ -199,7 +234,7 @@ class Planning:
             return
         self.trouble = ""
         plan = Plan(
-            self.epoch_seen + 1,
+            _epoch_after(self._epoch_seen, self._membership.me),
             self._me,
             facts.root,
             requirements.context,
@@ -207,7 +242,9 @@ class Planning:
             placement,
         )
         if self._is_leader() and not self._is_in_force(plan):
-            self._follow(plan, facts)
+            self._epoch_seen = plan.epoch
+            living = {record.node: record.incarnation for record in self._membership.living()}
+            self._follow(plan, facts, {each.node: living[each.node] for each in plan.stages})
             self._announce()
 
     def _set_trouble(self, trouble: str) -> None:
@@ -223,7 +260,7 @@ class Planning:
     def _is_in_force(self, plan: Plan) -> bool:
         """Return whether the greatest plan is this one but for its epoch, and can be kept."""
         greatest = self._greatest
-        if greatest is None or not self._is_whole(greatest):
+        if greatest is None or not self._is_whole(greatest, self._lives):
             return False
         if not self._announced_active and greatest.leader != self._me:
             return False  # its leader is gone: nobody would call it active
@@ -233,11 +270,18 @@ class Planning:
             plan.model_root,
         )
 
-    def _is_whole(self, plan: Plan) -> bool:
-        """Return whether every stage of the greatest plan lives and has not restarted."""
-        return 0 not in self._incarnations.values() and (
-            self._stage_incarnations(plan) == self._incarnations
-        )
+    def _is_whole(self, plan: Plan, lives: dict[NodeId, int]) -> bool:
+        """Return whether every stage lives, and in the life that the plan was made for."""
+        living = {record.node: record.incarnation for record in self._membership.living()}
+        return all(living.get(each.node) == lives[each.node] for each in plan.stages)
+
+    def _rank(self, plan: Plan, lives: dict[NodeId, int]) -> tuple[int, NodeId, int, NodeId]:
+        """Return what is less for the better of two plans: the elder's model, then the epoch."""
+        offers = [each for each in self._offers() if each.model_root == plan.model_root]
+        # Where nobody has the file any more, those who hold all layers do not need it.
+        unoffered = (0 if self._is_whole(plan, lives) else EPOCH_PAST, "")
+        incarnation, node = min(map(_seniority, offers), default=unoffered)
+        return incarnation, node, -plan.epoch, plan.leader
 
     def _described(self, plan: Plan) -> str:
         return ", ".join(
@@ -247,21 +291,19 @@ class Planning:
             for each in plan.stages
         )
 
-    def _follow(self, plan: Plan, facts: ModelFacts) -> None:
-        self._outbox.put(Tell(f"plan {plan.epoch}: {self._described(plan)}"))
+    def _follow(self, plan: Plan, facts: ModelFacts, lives: dict[NodeId, int]) -> None:
+        self._outbox.put(Tell(f"plan {plan_number(plan.epoch)}: {self._described(plan)}"))
         self._greatest = plan
         self._facts = facts
         self._announced_active = False
         self._ready = set()
         self._loaded = False
-        self._incarnations = self._stage_incarnations(plan)
+        self._failure = ""
+        self._lives = lives
         self.trouble = ""
-        if plan.stage_of(self._me) is not None:
+        # A plan for an earlier life of this node is not for this one: its sessions are lost.
+        if lives.get(self._me) == self._membership.me.incarnation:
             self._outbox.put(LoadPlan(plan, facts))
-
-    def _stage_incarnations(self, plan: Plan) -> dict[NodeId, int]:
-        living = {record.node: record.incarnation for record in self._membership.living()}
-        return {each.node: living.get(each.node, 0) for each in plan.stages}
 
     def _activate_if_possible(self) -> bool:
         plan = self._greatest
@@ -270,21 +312,19 @@ class Planning:
         if plan.stage_of(self._me) is not None and not self._loaded:
             return False
         self._active = plan
+        self._active_facts = self._facts
         self._outbox.put(DropEpochsBefore(plan.epoch))
         return True
 
     def _announcement(self) -> PlanAnnouncement:
         assert self._greatest is not None
         assert self._facts is not None
-        return PlanAnnouncement(self._greatest, self._facts, self._announced_active)
+        lives = tuple(self._lives[each.node] for each in self._greatest.stages)
+        return PlanAnnouncement(self._greatest, self._facts, self._announced_active, lives)
 
     def _announce(self) -> None:
         for node in self._membership.connected():
             self._outbox.send(node, self._announcement())
-
-
-def _key(plan: Plan) -> tuple[int, NodeId]:
-    return plan.epoch, plan.leader
 
 
 def _seniority(record: MemberRecord) -> tuple[int, NodeId]:

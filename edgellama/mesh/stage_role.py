@@ -164,12 +164,9 @@ class StageRole:
             session.failure = reason
             self._outbox.send(self._plan.home, StepFailed(job.epoch, job.session, reason))
 
-    def rows(self, step: Step) -> HiddenRows:
-        """Return the rows of a step; WireError where they are not what the plan says."""
-        assert self._plan is not None
-        if step.position + step.count > self._plan.context:
-            raise WireError("a step beyond the context")
-        return decode_hidden(step.codec, step.rows, self._width, step.payload)
+    def last_row(self, step: Step) -> HiddenRows:
+        """Return the row that came back to home; WireError where it is not what the plan says."""
+        return self._rows(step, 1)
 
     def close(self, node: NodeId, message: CloseSession) -> None:
         """Free the session and tell home what this node's links carried while it lived."""
@@ -198,7 +195,7 @@ class StageRole:
     def _start_due(self, session: _Session) -> None:
         while (step := session.early.pop(session.length, None)) is not None:
             try:
-                hidden = self._input(step)
+                hidden = self._rows(step, step.count)
             except WireError as error:
                 session.failure = f"{error}, to {self._me[:8]}"
                 assert self._plan is not None
@@ -210,10 +207,13 @@ class StageRole:
             job = StageJob(step.epoch, step.session, step.position, hidden=hidden)
             self._outbox.put(Run(job))
 
-    def _input(self, step: Step) -> HiddenRows:
-        if step.rows != step.count:
-            raise WireError(f"a step of {step.count} positions came with {step.rows} rows")
-        return self.rows(step)
+    def _rows(self, step: Step, count: int) -> HiddenRows:
+        assert self._plan is not None
+        if step.position + step.count > self._plan.context:
+            raise WireError("a step beyond the context")
+        if step.rows != count:
+            raise WireError(f"a step came with {step.rows} rows where {count} belong")
+        return decode_hidden(step.codec, step.rows, self._width, step.payload)
 
     def _answer_again(self, session: _Session, position: int) -> None:
         done = session.outputs.get(position)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from edgellama.errors import EdgellamaError, TransferError
 from edgellama.link.endpoint import (
     Connected,
+    DialFailed,
     Disconnected,
     Event,
     Identity,
@@ -369,6 +370,8 @@ class ClusterGuest:
             for message in self._unsent:
                 self.host.endpoint.send(self.gateway.node, encode(message), Priority.CONTROL, now)
             self._unsent.clear()
+        elif isinstance(event, DialFailed):
+            self.host.endpoint.dial(self.gateway.address, now)
         elif isinstance(event, Disconnected):
             for answer in self.answers.values():
                 answer.abandoned = True
@@ -451,7 +454,7 @@ class SimulatedCluster:
             *(True, "0"),
         )
         started = self.nodes[name] = ClusterNode(self, me, model, MESH_KEY)
-        started.host.act(lambda now: None)  # from here on its timers run
+        started.host.act(lambda _: None)  # from here on its timers run
         self._seek(started)
         return started
 

@@ -94,11 +94,15 @@ class Gossip:
 
 @dataclass(frozen=True)
 class PlanAnnouncement:
-    """A plan, proposed (load your span, then say Ready) or active (steps may flow)."""
+    """A plan, proposed (load your span, then say Ready) or active (steps may flow).
+
+    ``lives`` holds the incarnation of each stage's node: a later life of a node has no part in it.
+    """
 
     plan: Plan
     model: ModelFacts
     active: bool
+    lives: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -346,7 +350,7 @@ class _Kind(NamedTuple):
 _KINDS: Final = {
     1: _Kind(Heartbeat, (Hexadecimal(16), _U64, _U64)),
     2: _Kind(Gossip, (Many(_MEMBER, MEMBERS_MAX), Many(_MODEL, MODELS_MAX))),
-    3: _Kind(PlanAnnouncement, (_PLAN, _MODEL, Flag())),
+    3: _Kind(PlanAnnouncement, (_PLAN, _MODEL, Flag(), Many(_U64, MEMBERS_MAX))),
     4: _Kind(StageReady, (_U64,)),
     5: _Kind(StageFailed, (_U64, _REASON)),
     6: _Kind(Step, (_U64, _U64, _U32, _U16, _U16, _U16, _U16, _U8), "payload"),

@@ -49,7 +49,7 @@ def finish(cluster: SimulatedCluster, *answers: Answer) -> None:
     cluster.until_idle()
 
 
-def long_ask(cluster: SimulatedCluster, sampling: SamplingSettings = SAMPLED):  # noqa: ANN201
+def long_ask(cluster: SimulatedCluster, sampling: SamplingSettings = SAMPLED):
     return cluster.new_ask("once upon a time " * 5, 40, sampling, ignore_end=True)
 
 
