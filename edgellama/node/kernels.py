@@ -41,15 +41,14 @@ class DeviceKernels:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.kernels))
         self.threads = threads or threads_default()
         self._tell = tell
+        self._report = paths.state / "compiler.txt"
         self._compiler: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         wanted = backend != "numpy" and (backend == "numba" or warming.is_installed())
         self._is_coming = False
         if wanted and not warming.is_warm() and warming.is_installed():
             tell("compiling kernels, once; NumPy computes the same until they are there")
-            self._compiler = subprocess.Popen(  # noqa: S603 (our own module, no shell)
-                warming.command(), stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            self._compiler = self._start_compiler()
             self._is_coming = backend == "auto"
             if backend == "numba":
                 self._await_compiler()
@@ -75,9 +74,20 @@ class DeviceKernels:
             )
             thread.start()
 
+    def _start_compiler(self) -> subprocess.Popen[bytes]:
+        """Start it apart from this process, so that Ctrl-C here does not waste its work."""
+        with self._report.open("wb") as report:
+            return subprocess.Popen(  # noqa: S603 (our own module, no shell)
+                warming.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=report,
+                stderr=report,
+                start_new_session=True,
+            )
+
     def _watch(self, ready: Callable[[Kernels], None]) -> None:
         if not self._await_compiler():
-            self._tell("the kernels cannot be compiled on this device; NumPy goes on computing")
+            self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
             return
         try:
             kernels = load("numba", self.threads)
