@@ -18,7 +18,7 @@ NAME_CHARACTERS_MAX = 80
 # The kernels cut attention and matmuls into tiles of at most this many scores or products, and
 # hold this many bytes for each at the worst moment: float32 in the steps of NumPy's exp, and of a
 # sum of products. The compiled backend needs less.
-TILE_NUMBERS_MAX = 1 << 20
+TILE_NUMBERS_MAX = 1 << 18
 SCORE_BYTES = 48
 PRODUCT_BYTES = 16
 # Weights, order and ids of the whole vocabulary while a token is drawn.
