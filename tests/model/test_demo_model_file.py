@@ -37,7 +37,7 @@ def test_the_file_is_in_the_package_and_small() -> None:
         ("general.license", "MIT"),
         ("llama.context_length", 512),
         ("llama.embedding_length", 256),
-        ("llama.block_count", 6),
+        ("llama.block_count", 4),
         ("llama.feed_forward_length", 512),
         ("llama.attention.head_count", 8),
         ("llama.attention.head_count_kv", 4),
@@ -90,7 +90,7 @@ def test_only_the_first_letter_of_a_piece_is_the_marker(reader: Any) -> None:
         assert "\u2581" not in piece[1:]
 
 
-def test_tensors_are_those_of_six_llama_layers(reader: Any) -> None:
+def test_tensors_are_those_of_four_llama_layers(reader: Any) -> None:
     shapes = {
         "attn_norm": [256],
         "attn_q": [256, 256],
@@ -103,7 +103,7 @@ def test_tensors_are_those_of_six_llama_layers(reader: Any) -> None:
         "ffn_down": [512, 256],
     }
     expected = {
-        f"blk.{layer}.{name}.weight": shape for layer in range(6) for name, shape in shapes.items()
+        f"blk.{layer}.{name}.weight": shape for layer in range(4) for name, shape in shapes.items()
     }
     expected |= {"token_embd.weight": [256, 1024], "output_norm.weight": [256]}
 
