@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 from numba import types
 
+from edgellama_kernels.byte_dots import Range, dots
 from edgellama_kernels.lowering import (
     BLOCK,
     BYTES_32,
     I8,
-    I16_X16,
     I32,
     I32_X8,
     Block,
     I32x8,
     Lowering,
     Value,
-    call,
     constant,
     loaded,
     splatted,
@@ -33,6 +32,9 @@ from edgellama_kernels.lowering import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+NIBBLES = Range(15, signed=False)
+BYTES = Range(128, signed=True)
 
 
 def _load_bytes(b: Any, address: Value, index: Value, vectors: int) -> list[Value]:
@@ -59,64 +61,24 @@ def _load_block(to: Lowering, address: Value, index: Value) -> Value:
     return _block(to.builder, _load_bytes(to.builder, address, index, 8))
 
 
-def _signed_low(b: Any, v: Value) -> Value:
-    half = constant(v.type, v.type.element.width // 2)
-    return b.ashr(b.shl(v, half), half)
+def _activations(b: Any, x: Value, index: Value) -> list[Value]:
+    """Return 32 int8, each four of them in every lane of a vector."""
+    fours = [b.add(index, ir.Constant(index.type, 4 * vector)) for vector in range(8)]
+    return [b.bitcast(splatted(b, loaded(b, x, four, I8, I32)), BYTES_32) for four in fours]
 
 
-def _signed_high(b: Any, v: Value) -> Value:
-    return b.ashr(v, constant(v.type, v.type.element.width // 2))
-
-
-def _pair_products(to: Lowering, weights: Value, x: Value, signed: bool) -> Value:
-    """Return sums of two neighbouring products of bytes, <16 x i16>; |x| is at most 127."""
+def _dot(to: Lowering, block: Value, x: Value, index: Value, bounds: Range, start: Value) -> Value:
     b = to.builder
-    if "avx2" not in to.features:
-        weights, x = b.bitcast(weights, I16_X16), b.bitcast(x, I16_X16)
-        low = b.mul(_signed_low(b, weights), _signed_low(b, x))
-        return b.add(low, b.mul(_signed_high(b, weights), _signed_high(b, x)))
-    if signed:  # the instruction wants its first factors unsigned: move their signs to x
-        x = call(b, "llvm.x86.avx2.psign.b", BYTES_32, x, weights)
-        negative = b.icmp_signed("<", weights, constant(BYTES_32, 0))
-        weights = b.select(negative, b.neg(weights), weights)
-    return call(b, "llvm.x86.avx2.pmadd.ub.sw", I16_X16, weights, x)
-
-
-def _pair_sums(to: Lowering, v: Value) -> Value:
-    """Return sums of two neighbouring 16-bit numbers, <8 x i32>."""
-    b = to.builder
-    if "avx2" in to.features:
-        return call(b, "llvm.x86.avx2.pmadd.wd", I32_X8, v, constant(I16_X16, 1))
-    v = b.bitcast(v, I32_X8)
-    return b.add(_signed_low(b, v), _signed_high(b, v))
-
-
-def _sum_of(b: Any, values: Sequence[Value]) -> Value:
-    while len(values) > 1:
-        pairs = zip(values[::2], values[1::2], strict=True)
-        values = [b.add(x, y) for x, y in pairs]
-    return values[0]
-
-
-def _products(to: Lowering, block: Value, x: Value, index: Value, signed: bool) -> list[Value]:
-    b, products = to.builder, []
-    for vector in range(8):
-        four = b.add(index, ir.Constant(index.type, 4 * vector))
-        activations = b.bitcast(splatted(b, loaded(b, x, four, I8, I32)), BYTES_32)
-        weights = b.extract_value(block, vector)
-        products.append(_pair_products(to, weights, activations, signed))
-    return products
+    weights = [b.extract_value(block, vector) for vector in range(8)]
+    return dots(to, weights, _activations(b, x, index), bounds, start)
 
 
 def _dot_nibbles(to: Lowering, block: Value, x: Value, index: Value, start: Value) -> Value:
-    b = to.builder  # eight sums of two products fit 16 bits: 16 * 15 * 127 = 30480
-    sums = _sum_of(b, _products(to, block, x, index, signed=False))
-    return b.add(_pair_sums(to, sums), start)
+    return _dot(to, block, x, index, NIBBLES, start)
 
 
 def _dot_bytes(to: Lowering, block: Value, x: Value, index: Value) -> Value:
-    sums = [_pair_sums(to, pair) for pair in _products(to, block, x, index, signed=True)]
-    return _sum_of(to.builder, sums)
+    return _dot(to, block, x, index, BYTES, constant(I32_X8, 0))
 
 
 load_nibbles = word(Block, (types.intp, types.intp), _load_nibbles)

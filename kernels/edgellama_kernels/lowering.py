@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Value = Any  # an llvmlite value
 
-I8, I16, I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
 BYTES_32 = ir.VectorType(I8, 32)
 I16_X16 = ir.VectorType(I16, 16)
@@ -88,8 +88,11 @@ def target_features(magic: tuple[str, str, str]) -> frozenset[str]:
     """Return the architecture and the features that numba compiles for, from its own key."""
     triple, _, features = magic
     architecture = triple.split("-")[0].replace("arm64", "aarch64")
-    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
-    return frozenset(enabled | {architecture})
+    listed = set(features.split(","))
+    enabled = {name[1:] for name in listed if name.startswith("+")} | {architecture}
+    if architecture == "aarch64" and "-neon" not in listed:
+        enabled.add("neon")  # every such CPU has it, and LLVM knows
+    return frozenset(enabled)
 
 
 def word(returns: types.Type, arguments: Sequence[types.Type], build: Callable[..., Value]) -> Any:
