@@ -270,7 +270,9 @@ class MeshNode:
     def _receive_as_home(self, node: NodeId, message: Message) -> None:
         match message:
             case Ask():
-                self.home.ask(node, message)
+                # One that comes late, when another is home, its gateway hands over again.
+                if self.planning.could_be_home():
+                    self.home.ask(node, message)
             case Cancel():
                 self.home.cancel(message.request, self._now)
             case SessionClosed():

@@ -52,9 +52,9 @@ class Gateway:
     def follow(self, plan: Plan) -> None:
         """Hand every request to the home of the new plan, with the tokens known."""
         self._plan = plan
+        # Also to the same home: it takes requests only while it knows that it is home.
         for request in list(self._requests.values()):
-            if request.home != plan.home:
-                self._submit(request)
+            self._submit(request)
 
     def ask(self, asker: NodeId, ask: Ask, trouble: str) -> None:
         """Take a request; ``trouble`` says why no answer is possible, if so."""

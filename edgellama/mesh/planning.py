@@ -61,7 +61,7 @@ class Planning:
         self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
         self._failure = ""  # why this node cannot load its span of the greatest plan
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
-        self.trouble = ""  # why no plan can be made, for a person
+        self._trouble = ""  # why no plan could be made when the view had last settled
 
     @property
     def active(self) -> Plan | None:
@@ -77,6 +77,15 @@ class Planning:
     def active_facts(self) -> ModelFacts | None:
         """The facts of the model of the plan in force here."""
         return self._active_facts
+
+    @property
+    def trouble(self) -> str:
+        """Why no plan can be made, for a person; empty while news of members settle."""
+        return self._trouble if self.next_timer() is None else ""
+
+    def could_be_home(self) -> bool:
+        """Return whether this node is home under the plan in force or the next one."""
+        return any(plan and plan.home == self._me for plan in (self._active, self._greatest))
 
     def facts(self) -> ModelFacts | None:
         """Return the facts of the model that the mesh hosts or is about to host."""
@@ -232,7 +241,7 @@ class Planning:
         if isinstance(placement, Unplaceable):
             self._set_trouble(placement.reason)
             return
-        self.trouble = ""
+        self._trouble = ""
         plan = Plan(
             _epoch_after(self._epoch_seen, self._membership.me),
             self._me,
@@ -248,9 +257,9 @@ class Planning:
             self._announce()
 
     def _set_trouble(self, trouble: str) -> None:
-        if trouble != self.trouble:
+        if trouble != self._trouble:
             self._outbox.put(Tell(trouble))
-        self.trouble = trouble
+        self._trouble = trouble
 
     def _requirements(self, facts: ModelFacts) -> Requirements:
         asked = [record.context for record in self._membership.living() if record.context]
@@ -300,7 +309,7 @@ class Planning:
         self._loaded = False
         self._failure = ""
         self._lives = lives
-        self.trouble = ""
+        self._trouble = ""
         # A plan for an earlier life of this node is not for this one: its sessions are lost.
         if lives.get(self._me) == self._membership.me.incarnation:
             self._outbox.put(LoadPlan(plan, facts))
