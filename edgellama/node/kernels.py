@@ -58,7 +58,6 @@ class DeviceKernels:
             raise MisuseError(str(error)) from error
         if self.now.cache_note:
             tell(self.now.cache_note)
-        release_code_of(COMPILER)
 
     @property
     def overhead_bytes(self) -> int:
@@ -94,7 +93,6 @@ class DeviceKernels:
         except BackendUnavailable as error:
             self._tell(str(error))
             return
-        release_code_of(COMPILER)
         self._tell("the kernels are compiled")
         ready(kernels)
 
@@ -113,6 +111,7 @@ def prove(kernels: Kernels) -> str:
     Flushing of subnormals is a setting of each thread, so this runs where they will be used.
     """
     found = digest(kernels)
+    release_code_of(COMPILER)  # the digest has called every kernel, so all are loaded
     if found != EXPECTED_DIGEST:
         raise EdgellamaError(
             f"the {kernels.name} kernels of this device do not compute what all others do "
