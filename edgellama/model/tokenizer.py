@@ -103,6 +103,24 @@ class Tokenizer:
         the text already spells is not doubled. ``parse_special``: names of control tokens in the
         text, such as ``</s>``, mean the tokens; otherwise they are text like any other.
         """
+        ids = self._ids(text, parse_special)
+        if add_special:
+            self._begin(ids)
+        if add_special and self._adds_eos and self.eos is not None:
+            ids.append(self.eos)
+        return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the token ids of a rendered conversation, which goes on after them.
+
+        Names of control tokens mean the tokens; BOS goes before it where the model wants it and
+        the text does not have it already.
+        """
+        ids = self._ids(text, parse_special=True)
+        self._begin(ids)
+        return ids
+
+    def _ids(self, text: str, parse_special: bool) -> list[int]:
         matcher = self._special if parse_special else self._always_special
         ids: list[int] = []
         normalized = self._algorithm.normalized(_LONE_SURROGATE.sub("\ufffd", text))
@@ -111,11 +129,11 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids.extend(self._algorithm.encode(part))
-        if add_special and self._adds_bos and self.bos is not None and ids[:1] != [self.bos]:
-            ids.insert(0, self.bos)
-        if add_special and self._adds_eos and self.eos is not None:
-            ids.append(self.eos)
         return ids
+
+    def _begin(self, ids: list[int]) -> None:
+        if self._adds_bos and self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a whole sequence: what `encode` put before it is taken off again.
