@@ -259,7 +259,7 @@ class MeshNode:
         changed = False
         match message:
             case PlanAnnouncement():
-                changed = self.planning.receive_announcement(node, message)
+                changed = self.planning.receive_announcement(node, message, self._now)
             case StageReady():
                 changed = self.planning.stage_ready(node, message.epoch)
             case StageFailed():

@@ -61,6 +61,7 @@ class Planning:
         self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
         self._failure = ""  # why this node cannot load its span of the greatest plan
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
+        self._look_again_at: float | None = None
         self._trouble = ""  # why no plan could be made when the view had last settled
 
     @property
@@ -97,7 +98,7 @@ class Planning:
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called; None until there is news."""
         if self._considered_at == self._membership.changed_at:
-            return None
+            return self._look_again_at
         return self._membership.changed_at + SETTLE_S
 
     def handle_timer(self, now: float) -> None:
@@ -106,6 +107,7 @@ class Planning:
         if due is None or now < due:
             return
         self._considered_at = self._membership.changed_at
+        self._look_again_at = None
         self._unfit.clear()
         self._look_for_conflict()
         self._consider()
@@ -120,7 +122,9 @@ class Planning:
         if plan and plan.leader == node and self._failure:
             self._outbox.send(node, StageFailed(plan.epoch, self._failure))
 
-    def receive_announcement(self, node: NodeId, announcement: PlanAnnouncement) -> bool:
+    def receive_announcement(
+        self, node: NodeId, announcement: PlanAnnouncement, now: float
+    ) -> bool:
         """Follow a greater plan; return whether the plan in force here has changed."""
         plan = announcement.plan
         if plan.epoch >= EPOCH_PAST:
@@ -130,6 +134,8 @@ class Planning:
         rank = self._rank(plan, lives)
         if self._greatest is None or rank < self._rank(self._greatest, self._lives):
             self._follow(plan, announcement.model, lives)
+            # It may have been made for other members than live now; then the leader makes another.
+            self._look_again_at = now + SETTLE_S
         elif plan != self._greatest:
             self._outbox.send(node, self._announcement())
             return False

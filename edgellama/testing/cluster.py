@@ -224,6 +224,10 @@ class ClusterNode:
         for answer in self.answers.values():
             answer.abandoned = True
 
+    def stall(self, seconds: float) -> None:
+        """Let the compute thread stand still for a while after the job under way."""
+        self._enqueue(lambda: None, seconds)
+
     def dial(self, address: Address) -> None:
         """Try an address, as discovery does."""
         self.host.act(lambda now: self.host.endpoint.dial(address, now))
@@ -593,7 +597,8 @@ class SimulatedCluster:
     def _is_ready(self, stages: int | None) -> bool:
         plans = [node.core.planning.active for node in self.up()]
         first = plans[0]
-        if first is None or any(plan != first for plan in plans):
+        troubles = [node.core.planning.trouble for node in self.up()]
+        if first is None or any(plan != first for plan in plans) or any(troubles):
             return False
         lives = {node.node for node in self.up()}
         if stages is not None and len(first.stages) != stages:
