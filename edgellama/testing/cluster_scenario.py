@@ -1,0 +1,191 @@
+"""One seeded scenario of a mesh: chaos while it answers, then healing, then nothing may be left.
+
+Whatever happens, tokens are those of a single device. After the network has healed, every answer
+whose asker is still there ends, the devices agree, no KV slot is held, and a new answer comes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from edgellama.errors import EXIT_NO_MESH
+from edgellama.testing.cluster import (
+    Answer,
+    ClusterError,
+    ClusterGuest,
+    ClusterNode,
+    Pace,
+    SimulatedCluster,
+)
+from edgellama.testing.fake_model import FakeModel
+from edgellama.testing.network import Conditions, LivelockError
+from edgellama.values import SamplingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHAOS_S: Final = 6.0
+ASKS: Final = 5
+FAULTS: Final = 3
+HEALED_S: Final = 90.0
+
+
+class ScenarioError(AssertionError):
+    """The mesh broke a promise; the message names the seed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scenario ended with; equal for equal seeds."""
+
+    trace: str
+    finished: int
+    failed: int
+    epochs: int
+    ended_at: float
+
+
+def conditions_of(seed: int) -> Conditions:
+    """Return the network that a seed stands for."""
+    dice = random.Random(f"conditions {seed}")
+    return Conditions(
+        delay_s=dice.choice([1e-4, 0.0015, 0.02]),
+        jitter_s=dice.choice([0.0, 0.0005, 0.005]),
+        loss=dice.choice([0.0, 0.01, 0.05, 0.1, 0.2]),
+        duplication=dice.choice([0.0, 0.05]),
+        reordering=dice.choice([0.0, 0.1]),
+        corruption=dice.choice([0.0, 0.01]),
+    )
+
+
+class _Scenario:
+    """Four devices, of which any two hold the model, and what happens to them."""
+
+    def __init__(self, seed: int) -> None:
+        dice = self.dice = random.Random(f"scenario {seed}")
+        pace = Pace(dice.choice([(0.001, 0.004), (0.01, 0.04)]), (0.05, 0.5))
+        self.cluster = SimulatedCluster(
+            seed, conditions_of(seed), FakeModel(layers=dice.choice([1, 5, 12])), pace
+        )
+        self.offers = {name: dice.choice([6, 7, 9, 13]) for name in ("a", "b", "c", "d")}
+        self.owner = dice.choice(list(self.offers))
+        self.guests: list[ClusterGuest] = []
+
+    def start(self, name: str) -> None:
+        model = self.cluster.model if name == self.owner else None
+        self.cluster.start(name, self.offers[name], model=model)
+
+    def begin(self) -> None:
+        late = self.dice.choice([name for name in self.offers if name != self.owner])
+        for name in self.offers:
+            if name != late:
+                self.start(name)
+        self.cluster.until_ready(seconds=HEALED_S)
+        at = self.cluster.network.at
+        at(self.soon(), lambda: self.start(late))
+        for number in range(ASKS):
+            at(self.soon(), lambda number=number: self.ask(number))  # type: ignore[misc]
+        for _ in range(FAULTS):
+            at(self.soon(), self.dice.choice(self.faults()))
+
+    def soon(self) -> float:
+        return self.cluster.network.now + self.dice.uniform(0.0, CHAOS_S)
+
+    def ask(self, number: int) -> None:
+        node = self.dice.choice(self.cluster.up())
+        sampling = SamplingSettings(
+            temperature=self.dice.choice([0.0, 0.7, 1.5]),
+            top_k=self.dice.choice([0, 8]),
+            repeat_penalty=self.dice.choice([1.0, 1.3]),
+            repeat_window=self.dice.choice([4, 64]),
+            seed=number,
+        )
+        prompt = "so it goes " * self.dice.choice([0, 1, 12])
+        ask = self.cluster.new_ask(prompt, self.dice.choice([1, 8, 40]), sampling)
+        asker: ClusterNode | ClusterGuest = node
+        if self.dice.random() < 0.5:
+            asker = self.cluster.guest(node)
+            self.guests.append(asker)
+        answer = self.cluster.ask(asker, ask)
+        if self.dice.random() < 0.2:
+            self.cluster.network.at(self.soon(), lambda: self.cancel(asker, answer))
+
+    def cancel(self, asker: ClusterNode | ClusterGuest, answer: Answer) -> None:
+        if not answer.ended:
+            asker.cancel(answer)
+
+    def faults(self) -> list[Callable[[], None]]:
+        return [self.crash, self.go, self.split, self.cut, self.guest_goes, self.stall]
+
+    def victim(self) -> ClusterNode | None:
+        """Return a device that others can do without for a while."""
+        up = self.cluster.up()
+        return self.dice.choice(up) if len(up) > 2 else None
+
+    def crash(self) -> None:
+        node = self.victim()
+        if node is not None:
+            node.kill()
+            self.again(node.name)
+
+    def go(self) -> None:
+        node = self.victim()
+        if node is not None:
+            node.leave()
+            self.again(node.name)
+
+    def again(self, name: str) -> None:
+        back_at = self.cluster.network.now + self.dice.choice([0.0, 0.1, 2.0, 8.0])
+        self.cluster.network.at(back_at, lambda: self.start(name))
+
+    def split(self) -> None:
+        up = self.cluster.up()
+        half = self.dice.sample(up, len(up) // 2)
+        self.cluster.partition(half, [node for node in up if node not in half])
+
+    def cut(self) -> None:
+        source, to = self.dice.sample(self.cluster.up(), 2)
+        self.cluster.network.cut(source.address, to.address)
+
+    def guest_goes(self) -> None:
+        if self.guests:
+            self.guests.pop().vanish()
+
+    def stall(self) -> None:
+        """Let a device compute nothing for a while, as a phone does that sleeps."""
+        self.dice.choice(self.cluster.up()).stall(self.dice.uniform(0.5, 3.0))
+
+    def heal(self) -> None:
+        cluster = self.cluster
+        cluster.run(CHAOS_S + 8.5)  # the last device is back
+        cluster.heal()
+        cluster.until_ready(seconds=HEALED_S)
+        cluster.until_answered(*cluster.answers, seconds=HEALED_S)
+        last = [cluster.ask(node) for node in cluster.up()]
+        cluster.until_answered(*last, seconds=HEALED_S)
+        cluster.until_idle(HEALED_S)
+        if any(answer.finished is None for answer in last):
+            raise ClusterError("a healed mesh did not answer")
+        for answer in cluster.answers:
+            if answer.failure and answer.failure.exit_code != EXIT_NO_MESH:
+                raise ClusterError(answer.failure.text)
+
+
+def run_cluster_scenario(seed: int) -> Outcome:
+    """Run a seed's scenario; raises ScenarioError when a promise is broken."""
+    scenario = _Scenario(seed)
+    try:
+        scenario.begin()
+        scenario.heal()
+    except (AssertionError, LivelockError, KeyError, ValueError) as failure:
+        raise ScenarioError(f"seed {seed}: {failure!r}") from failure
+    cluster = scenario.cluster
+    return Outcome(
+        cluster.network.trace,
+        sum(answer.finished is not None for answer in cluster.answers),
+        sum(answer.failure is not None for answer in cluster.answers),
+        max(node.core.planning.epoch_seen for node in cluster.up()),
+        cluster.network.now,
+    )
