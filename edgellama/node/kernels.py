@@ -8,7 +8,6 @@ megabytes, and where LLVM does not know the machine it aborts.
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -18,13 +17,13 @@ from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.net.facts import OVERHEAD_NUMBA_BYTES, OVERHEAD_NUMPY_BYTES, threads_default
 from edgellama.net.memory import release_code_of
+from edgellama.node.compiling import Compiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgellama.net.paths import StatePaths
 
-COMPILE_WAIT_S: Final = 600.0  # a slow device needs a minute
 COMPILER: Final = "libllvmlite"
 
 
@@ -42,16 +41,18 @@ class DeviceKernels:
         self.threads = threads or threads_default()
         self._tell = tell
         self._report = paths.state / "compiler.txt"
-        self._compiler: subprocess.Popen[bytes] | None = None
+        self._compiler: Compiler | None = None
         self._lock = threading.Lock()
         wanted = backend != "numpy" and (backend == "numba" or warming.is_installed())
         self._is_coming = False
         if wanted and not warming.is_warm() and warming.is_installed():
             tell("compiling kernels, once; NumPy computes the same until they are there")
-            self._compiler = self._start_compiler()
+            self._compiler = Compiler(self._report)
             self._is_coming = backend == "auto"
-            if backend == "numba":
-                self._await_compiler()
+            if backend == "numba" and not self._compiler.wait(or_not_kept=True):
+                raise MisuseError(
+                    f"kernels cannot be compiled here (see {self._report}); try --backend numpy"
+                )
         try:
             self.now = load("numpy" if self._is_coming or not wanted else "numba", self.threads)
         except BackendUnavailable as error:
@@ -73,19 +74,9 @@ class DeviceKernels:
             )
             thread.start()
 
-    def _start_compiler(self) -> subprocess.Popen[bytes]:
-        """Start it apart from this process, so that Ctrl-C here does not waste its work."""
-        with self._report.open("wb") as report:
-            return subprocess.Popen(  # noqa: S603 (our own module, no shell)
-                warming.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=report,
-                stderr=report,
-                start_new_session=True,
-            )
-
     def _watch(self, ready: Callable[[Kernels], None]) -> None:
-        if not self._await_compiler():
+        assert self._compiler is not None
+        if not self._compiler.wait():
             self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
             return
         try:
@@ -95,14 +86,6 @@ class DeviceKernels:
             return
         self._tell("the kernels are compiled")
         ready(kernels)
-
-    def _await_compiler(self) -> bool:
-        """Return whether the compiler ended well; without an end it goes on for the next start."""
-        assert self._compiler is not None
-        try:
-            return self._compiler.wait(COMPILE_WAIT_S) == 0
-        except subprocess.TimeoutExpired:
-            return False
 
 
 def prove(kernels: Kernels) -> str:
