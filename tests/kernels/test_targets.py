@@ -1,0 +1,174 @@
+"""Each word's variants: the right instructions where they are, and none where they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import other_targets
+from edgellama_kernels.lowering import target_features
+from other_targets import TARGETS, Target, run_dots
+
+BYTE_DOTS = {"vpdpbusd", "vpmaddubsw", "pmaddubsw", "sdot", "smull"}
+EXPECTED = {  # what multiplies bytes on each target; nothing of it where the plain text is taken
+    "generic": set(),
+    "nehalem": set(),
+    "haswell by its name alone": set(),
+    "haswell": {"vpmaddubsw"},
+    "znver3": {"vpmaddubsw"},
+    "alderlake": {"vpdpbusd"},
+    "vnni without its short vectors": {"vpmaddubsw"},
+    "sapphirerapids": {"vpdpbusd"},
+    "arm, any": {"smull"},
+    "arm, no list": {"smull"},
+    "arm with dotprod": {"sdot"},
+    "cortex-a53": {"smull"},
+    "cortex-a76": {"sdot"},
+    "neoverse-v1": {"sdot"},
+    "riscv64": set(),
+}
+HALVES = {
+    "vcvtph2ps",
+    "vcvtph2psx",
+    "vcvtps2ph",
+    "vcvtps2phx",
+    "fcvtl",
+    "fcvtl2",
+    "fcvtn",
+    "fcvtn2",
+}
+FUSED = {"vfmadd213ps", "vfmadd132ps", "vfmadd231ps", "fmla"}
+
+
+def run_other(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(Path(other_targets.__file__)), *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def code() -> dict[str, dict[str, list[str]] | None]:
+    """Every word's mnemonics on every target; a variant out of place would end the process."""
+    done = run_other()
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    last = list(TARGETS)[len(found) - 1] if found else "none"
+    assert done.returncode == 0, f"LLVM died after {last!r}: {done.stderr[-2000:]}"
+    return found
+
+
+def mnemonics(code: dict[str, dict[str, list[str]] | None], label: str) -> dict[str, set[str]]:
+    words = code[label]
+    if words is None:
+        pytest.skip(f"this LLVM knows no {TARGETS[label].triple}")
+    return {word: set(found) for word, found in words.items()}
+
+
+def test_all_targets_have_expectations() -> None:
+    assert set(EXPECTED) == set(TARGETS)
+
+
+@pytest.mark.parametrize("label", TARGETS)
+def test_byte_products(code, label) -> None:
+    words = mnemonics(code, label)
+    for word in ("dot_nibbles", "dot_bytes"):
+        assert words[word] & BYTE_DOTS == EXPECTED[label], word
+
+
+@pytest.mark.parametrize("label", TARGETS)
+def test_conversions_and_fused_products(code, label) -> None:
+    words = mnemonics(code, label)
+    features = target_features(TARGETS[label])
+    has_halves, has_fused = bool({"f16c", "aarch64"} & features), {"fma", "aarch64"} & features
+    assert bool(words["load_half_x8"] & HALVES) == has_halves
+    assert bool(words["store_half_x8"] & HALVES) == has_halves
+    assert bool(words["multiply_add_exact"] & FUSED) == bool(has_fused)
+    assert all(not found & FUSED for word, found in words.items() if word != "multiply_add_exact")
+
+
+@pytest.mark.parametrize("label", TARGETS)
+def test_no_word_calls_a_library(code, label) -> None:
+    """A call of libm would be another arithmetic, and a soft one a trap of speed."""
+    calls = {"call", "callq", "bl", "blr"}
+    assert all(not found & calls for found in mnemonics(code, label).values())
+
+
+def test_without_the_choice_llvm_ends_the_process() -> None:
+    """So the tests above can fail: here the text is chosen by another CPU's features."""
+    done = run_other("--lie")
+    assert done.returncode != 0
+    assert "LLVM ERROR" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("magic", "present", "absent"),
+    [
+        (("x86_64-pc-linux-gnu", "znver3", "+avx2,-avx512f,+fma"), "avx2", "avx512f"),
+        (("x86_64-pc-linux-gnu", "haswell", ""), "x86_64", "avx2"),
+        (("arm64-apple-darwin", "apple-m1", "+dotprod"), "aarch64", "arm64"),
+        (("aarch64-linux-gnu", "generic", ""), "neon", "dotprod"),
+        (("aarch64-linux-gnu", "generic", "-neon"), "aarch64", "neon"),
+        (("armv7l-linux-gnueabihf", "generic", "+neon,+dotprod"), "armv7l", "aarch64"),
+    ],
+)
+def test_features_are_those_that_are_compiled_for(magic, present, absent) -> None:
+    features = target_features(magic)
+    assert present in features
+    assert absent not in features
+
+
+VARIANTS = {
+    "plain": set(),
+    "avx2": {"avx2"},
+    "avx-vnni": {"avx2", "avxvnni"},
+    "avx512-vnni": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512vnni"},
+    "neon": {"neon"},
+    "dotprod": {"neon", "dotprod"},
+}
+
+
+@pytest.fixture(scope="module")
+def here() -> Target:
+    from numba.core.registry import cpu_target
+
+    other_targets.initialize()
+    return Target(*cpu_target.target_context.codegen().magic_tuple())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["nibbles", "bytes"])
+def test_variants_agree_to_the_bit(here, variant, kind) -> None:
+    needed = VARIANTS[variant]
+    if not needed <= target_features(here):
+        pytest.skip(f"this CPU has no {variant}")
+    off = "-neon" if here.triple.startswith(("aarch64", "arm64")) and not needed else ""
+    features = ",".join(f"+{name}" for name in sorted(needed)) or off
+    target = Target(here.triple, "generic", features)
+    generator = np.random.default_rng(7)
+    for case in range(20):
+        block, weights, x = packed_block(kind, generator, case)
+        assert run_dots(target, kind, block, x).tolist() == (weights @ x.astype(int)).tolist()
+
+
+def packed_block(kind, generator, case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a block as it lies in memory, its weights [8, 32] and 32 activations."""
+    low, high = (0, 15) if kind == "nibbles" else (-128, 127)
+    weights = generator.integers(low, high, (8, 32), endpoint=True)
+    x = generator.integers(-127, 127, 32, endpoint=True).astype(np.int8)
+    if case < 6:  # the largest sums there are, of either sign
+        weights[:], x[:] = (high, low, high, low, 0, high)[case], (127, 127, -127, -127, 1, 1)[case]
+    if case == 6:
+        weights[:, ::2], weights[:, 1::2], x[:] = low, high, 127
+    bytes_ = weights.reshape(8, 8, 4).transpose(1, 0, 2).reshape(8, 32)
+    if kind == "nibbles":
+        bytes_ = bytes_[:4] | bytes_[4:] << 4
+    return np.ascontiguousarray(bytes_.astype(np.uint8)), weights, x
