@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import secrets
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,6 +47,7 @@ TOKENS_DEFAULT = 256
 @click.option("--repeat-penalty", type=float, default=1.0, help="Above 1: repeats less.")
 @click.option("--seed", type=int, help="Makes a sampled answer repeatable. Default: by chance.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end of text.")
+@click.option("--system", metavar="TEXT", default="", help="What the model shall be or do.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without a chat template.")
 @click.option("--model", metavar="FILE", help="Answer on this device alone from this GGUF file.")
 @click.option("--context", type=click.IntRange(16), help="With --model: positions to keep.")
@@ -63,6 +65,7 @@ def command(
     repeat_penalty: float,
     seed: int | None,
     ignore_eos: bool,
+    system: str,
     raw: bool,
     model: str | None,
     context: int | None,
@@ -90,9 +93,30 @@ def command(
         seed=secrets.randbits(63) if seed is None else seed,
     )
     validate(sampling)
-    ask = Ask(secrets.randbits(64), sampling, max_tokens, ignore_eos, raw, (), _text(prompt))
+    _check_system(system, raw=raw)
+    ask = Ask(
+        *(secrets.randbits(64), sampling, max_tokens, ignore_eos, raw, ()),
+        *(system, _today(), _text(prompt)),
+    )
     local = LocalSettings(threads, backend, context)
     _show(_answer(ask, model, peers, local), as_json=as_json)
+
+
+def _check_system(system: str, *, raw: bool) -> None:
+    from edgellama.wire.messages import SYSTEM_CHARACTERS_MAX
+
+    if system and raw:
+        raise MisuseError("--system is for the chat template, which --raw leaves out")
+    if len(system) > SYSTEM_CHARACTERS_MAX:
+        raise MisuseError(f"--system is longer than {SYSTEM_CHARACTERS_MAX} characters")
+    try:
+        system.encode()
+    except UnicodeEncodeError:
+        raise MisuseError("--system is not UTF-8 text") from None
+
+
+def _today() -> int:
+    return datetime.now().astimezone().toordinal()
 
 
 def _text(prompt: str) -> str:

@@ -70,11 +70,13 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Turn a prompt into tokens; the result is a tuple of token ids."""
+    """Turn a prompt into tokens; the result is a tuple of token ids. See ``Ask``."""
 
     session: int
     prompt: str
     raw: bool
+    system: str
+    today: int
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ class Home:
         return None
 
     def _tokenize(self, session: _Session) -> None:
-        self._outbox.put(Run(TokenizeJob(session.id, session.ask.prompt, session.ask.raw)))
+        ask = session.ask
+        self._outbox.put(Run(TokenizeJob(session.id, ask.prompt, ask.raw, ask.system, ask.today)))
 
     def _begin_again(self, session: _Session) -> None:
         """Under a new epoch no stage knows the session: its known tokens go round once more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellama.errors import EdgellamaError
+from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, TokenizeJob
 from edgellama.model.head import Head
 from edgellama.model.sampling import sample
@@ -15,6 +15,7 @@ from edgellama.node.kernels import prove
 if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows, Kernels
 
+    from edgellama.model.chat_template import ChatTemplate
     from edgellama.model.config import LlamaConfig
     from edgellama.model.tokenizer import Tokenizer
     from edgellama.model.weights import HomeWeights, LayerWeights
@@ -31,6 +32,7 @@ class LoadedSpan:
     layers: tuple[LayerWeights, ...]
     home: HomeWeights | None
     tokenizer: Tokenizer | None
+    template: ChatTemplate | None = None  # where the model has one
 
 
 class Engine:
@@ -42,6 +44,7 @@ class Engine:
         self._stages: dict[int, Stage] = {}
         self._heads: dict[int, Head] = {}
         self._tokenizer: Tokenizer | None = None
+        self._template: ChatTemplate | None = None
 
     @property
     def backend(self) -> str:
@@ -81,6 +84,7 @@ class Engine:
         if loaded.home is not None:
             self._heads[plan.epoch] = Head(self._kernels, loaded.config, loaded.home)
             self._tokenizer = loaded.tokenizer
+            self._template = loaded.template
 
     def drop_before(self, epoch: int) -> None:
         """Free the stages, and with them the KV caches, of older epochs."""
@@ -105,14 +109,25 @@ class Engine:
                 logits = self._head(job.epoch).logits(job.hidden)[-1]
                 return sample(logits, job.sampling, job.position, job.recent)
             case TokenizeJob():
-                if self._tokenizer is None:
-                    raise EdgellamaError("this device is not home any more; ask again")
-                return tuple(self._tokenizer.encode(job.prompt))
+                return tuple(self._prompt_tokens(job))
             case CloseJob():
                 stage = self._stages.get(job.epoch)
                 if stage is not None and job.session in stage.sessions():
                     stage.close(job.session)
                 return None
+
+    def _prompt_tokens(self, job: TokenizeJob) -> list[int]:
+        if self._tokenizer is None:
+            raise EdgellamaError("this device is not home any more; ask again")
+        if self._template is not None and not job.raw:
+            # Only where it is used: not every device has to load a template engine.
+            from edgellama.model.chat_template import conversation
+
+            messages = conversation(job.system, job.prompt)
+            return self._template.tokens(self._tokenizer, messages, job.today)
+        if job.system:
+            raise MisuseError("--system needs a model with a chat template")
+        return self._tokenizer.encode(job.prompt)
 
     def _run_stage(self, job: StageJob) -> HiddenRows:
         hidden = job.hidden if job.hidden is not None else self._head(job.epoch).embed(job.tokens)

@@ -19,6 +19,7 @@ from edgellama.values import Address, ModelFacts, NodeId, Plan, Span
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgellama.model.chat_template import ChatTemplate
     from edgellama.model.gguf import GgufFile
     from edgellama.net.packed import PackedCache
     from edgellama.net.store import Store
@@ -93,7 +94,9 @@ class SpanLoader:
                 return LoadedSpan(plan, span, config, layers, None, None)
             buffer = self._packed.home_buffer(gguf, config, root, self._told("packing the head"))
             home = HomeWeights.over(gguf, config, buffer)
-            return LoadedSpan(plan, span, config, layers, home, _tokenizer(gguf, config))
+            tokenizer = _tokenizer(gguf, config)
+            template = _template(gguf, tokenizer)
+            return LoadedSpan(plan, span, config, layers, home, tokenizer, template)
 
     def _open(
         self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
@@ -139,6 +142,13 @@ def _tokenizer(gguf: GgufFile, config: LlamaConfig) -> Tokenizer:
             f"the embedding {config.vocabulary}"
         )
     return tokenizer
+
+
+def _template(gguf: GgufFile, tokenizer: Tokenizer) -> ChatTemplate | None:
+    # Only at home: not every device has to load a template engine.
+    from edgellama.model.chat_template import ChatTemplate
+
+    return ChatTemplate.from_gguf(gguf, tokenizer)
 
 
 def own_model_facts(own: OwnModel, path: Path) -> ModelFacts:

@@ -42,6 +42,7 @@ LAYERS_MAX: Final = 1024
 MODELS_MAX: Final = 16
 TOKENS_MAX: Final = 1 << 17
 PROMPT_BYTES_MAX: Final = 4 << 20
+SYSTEM_CHARACTERS_MAX: Final = 1 << 16
 ROOT_DIGITS: Final = 64
 
 ALIVE: Final = "alive"
@@ -185,7 +186,12 @@ class SessionClosed:
 
 @dataclass(frozen=True)
 class Ask:
-    """A prompt to be continued; ``tokens`` are those of the answer that are known already."""
+    """A prompt to be continued; ``tokens`` are those of the answer that are known already.
+
+    Unless ``raw``, home puts ``system`` and ``prompt`` into the model's chat template, if it has
+    one. ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
+    another home that takes over on another day must make the same prompt of it.
+    """
 
     request: int
     sampling: SamplingSettings
@@ -193,6 +199,8 @@ class Ask:
     ignore_end: bool
     raw: bool
     tokens: tuple[int, ...]
+    system: str
+    today: int
     prompt: str
 
 
@@ -359,7 +367,11 @@ _KINDS: Final = {
     9: _Kind(StepFailed, (_U64, _U64, _REASON)),
     10: _Kind(CloseSession, (_U64, _U64)),
     11: _Kind(SessionClosed, (_U64, _U64, _COUNTERS)),
-    12: _Kind(Ask, (_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS), "prompt"),
+    12: _Kind(
+        Ask,
+        (_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
+        "prompt",
+    ),
     13: _Kind(Piece, (_U64, _U32, _TOKENS, _TEXT)),
     14: _Kind(
         Finished,
