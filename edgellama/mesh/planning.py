@@ -60,6 +60,7 @@ class Planning:
         self._lives: dict[NodeId, int] = {}  # the incarnation of each of its stages
         self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
         self._failure = ""  # why this node cannot load its span of the greatest plan
+        self._has_failed = False  # some stage of the greatest plan could not load
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
         self._look_again_at: float | None = None
         self._trouble = ""  # why no plan could be made when the view had last settled
@@ -182,6 +183,7 @@ class Planning:
         record = self._membership.record(node)
         if self._greatest.leader == self._me and record is not None:
             self._unfit.add((node, record.incarnation))
+            self._has_failed = True
             self._consider()
 
     def has_loaded(self, epoch: int) -> bool:
@@ -275,7 +277,7 @@ class Planning:
     def _is_in_force(self, plan: Plan) -> bool:
         """Return whether the greatest plan is this one but for its epoch, and can be kept."""
         greatest = self._greatest
-        if greatest is None or not self._is_whole(greatest, self._lives):
+        if greatest is None or self._has_failed or not self._is_whole(greatest, self._lives):
             return False
         if not self._announced_active and greatest.leader != self._me:
             return False  # its leader is gone: nobody would call it active
@@ -314,6 +316,7 @@ class Planning:
         self._ready = set()
         self._loaded = False
         self._failure = ""
+        self._has_failed = False
         self._lives = lives
         self._trouble = ""
         # A plan for an earlier life of this node is not for this one: its sessions are lost.
