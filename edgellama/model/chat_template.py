@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgellama.model.gguf import GgufFile
     from edgellama.model.tokenizer import Tokenizer
 
-TEMPLATE_CHARACTERS_MAX: Final = 1 << 17  # the longest published ones have 20,000
+TEMPLATE_CHARACTERS_MAX: Final = 1 << 17  # that of Qwen 3 has 4,200
 _KEY: Final = "tokenizer.chat_template"
 _REASON_CHARACTERS_MAX: Final = 200
 

@@ -170,6 +170,8 @@ CONSTRUCTS = [
     "{{ 'a\nb\n\nc' | indent }}|{{ 'a\nb' | indent(2, true) }}|{{ 'aXbX' | replace('X', 'yy', 1) }}",
     "{% if 1 %}{% for x in range(5) %}{% if x == 3 %}{% break %}{% endif %}{{ x }}{% endfor %}{% endif %}",
     "{{ dict(a=1, b=2).items() | list }}{{ {'b': 1, 'a': 2} | dictsort }}{{ [3, 1] | sort | first }}",
+    "{{ [1, 2] | sum }}{{ 'abcdef ghi' | truncate(5, true) }}"
+    "{% for role, group in messages | groupby('role') %}{{ role }}{{ group | length }}{% endfor %}",
     "{{ '5' | int + 1 }}{{ 'x' | string }}{{ none }}{{ true }}{{ [1, 1] | unique | list }}",
     "{%- for x in [1, 2] -%} {{ x }} {%- endfor -%}\n  {% if true %}\n  a\n  {% endif %}\n{# note #}b",
     "{{ strftime_now('%d %B %Y, %A %-d.%-m.%y %b %a %H:%M 100%%') }}",
@@ -179,6 +181,12 @@ CONSTRUCTS = [
 @pytest.mark.parametrize("text", CONSTRUCTS)
 def test_what_a_template_may_do_comes_to_what_plain_jinja_makes_of_it(text: str) -> None:
     assert rendered(text, TALK) == plain_jinja(text, TALK)
+
+
+def test_a_filter_that_is_not_allowed_may_stand_where_nothing_uses_it() -> None:
+    assert rendered("{% macro m() %}{{ 1 | center(9) }}{% endmacro %}a") == "a"
+    with pytest.raises(UnsupportedModelError, match="filter center is not allowed"):
+        rendered("{% macro m() %}{{ 1 | center(9) }}{% endmacro %}{{ m() }}")
 
 
 def test_marks_of_answers_are_passed_over() -> None:
