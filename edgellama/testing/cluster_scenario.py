@@ -49,7 +49,7 @@ class Outcome:
 
 def conditions_of(seed: int) -> Conditions:
     """Return the network that a seed stands for."""
-    dice = random.Random(f"conditions {seed}")
+    dice = random.Random(f"conditions {seed}")  # noqa: S311 - dice, not secrets
     return Conditions(
         delay_s=dice.choice([1e-4, 0.0015, 0.02]),
         jitter_s=dice.choice([0.0, 0.0005, 0.005]),
@@ -64,7 +64,7 @@ class _Scenario:
     """Four devices, of which any two hold the model, and what happens to them."""
 
     def __init__(self, seed: int) -> None:
-        dice = self.dice = random.Random(f"scenario {seed}")
+        dice = self.dice = random.Random(f"scenario {seed}")  # noqa: S311 - dice, not secrets
         pace = Pace(dice.choice([(0.001, 0.004), (0.01, 0.04)]), (0.05, 0.5))
         self.cluster = SimulatedCluster(
             seed, conditions_of(seed), FakeModel(layers=dice.choice([1, 5, 12])), pace

@@ -12,7 +12,7 @@ from edgellama.testing.network import Conditions
 from edgellama.values import DeviceFacts, SamplingSettings
 from edgellama.wire.messages import ALIVE, DEAD, LEFT
 
-SEEDS = range(8)
+SEEDS = range(3)
 ROUGH = Conditions(loss=0.05, reordering=0.1, duplication=0.05)
 SLOW = Pace(compute_s=(0.02, 0.05))
 """Slow enough that a fault falls into the middle of an answer."""
@@ -213,9 +213,7 @@ def test_one_more_device_makes_place_for_the_model(seed: int) -> None:
     cluster.start("owner", 5, model=cluster.model)
     cluster.start("second", 5)
     cluster.run(3.0)
-    assert all("more memory" in node.core.planning.trouble for node in cluster.up()) or all(
-        node.core.planning.trouble for node in cluster.up()
-    )
+    assert all("are missing" in node.core.planning.trouble for node in cluster.up())
     cluster.start("third", 5)
     cluster.until_ready(3)
     finish(cluster, *(cluster.ask(node) for node in cluster.up()))
@@ -296,3 +294,104 @@ def test_two_halves_of_a_mesh_become_one_again(seed: int) -> None:
     cluster.heal()
     cluster.until_ready(4)
     finish(cluster, *(cluster.ask(node, long_ask(cluster)) for node in nodes))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_whose_owner_was_away_are_fetched_when_it_is_back(seed: int) -> None:
+    cluster = SimulatedCluster(seed, ROUGH)
+    cluster.start("owner", 6, model=cluster.model)
+    cluster.start("second", 6)
+    cluster.start("third", 6)
+    cluster.until(
+        lambda: all(node.core.planning.epoch_seen for node in cluster.up()), "a plan is proposed"
+    )
+    cluster.nodes["owner"].kill()
+    cluster.run(10.0)
+    assert all(node.core.planning.trouble for node in cluster.up())
+    cluster.start("owner", 6, model=cluster.model)
+    cluster.until_ready(3)
+    finish(cluster, *(cluster.ask(node) for node in cluster.up()))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_that_cannot_be_had_for_a_while_are_tried_again(seed: int) -> None:
+    """A stage that could not load is left out until the view changes, not for ever."""
+    cluster = SimulatedCluster(seed, ROUGH)
+    cluster.start("owner", 6, model=cluster.model)
+    second = cluster.start("second", 6)
+    third = cluster.start("third", 6)
+    cluster.until(
+        lambda: all(node.core.planning.epoch_seen for node in cluster.up()), "a plan is proposed"
+    )
+    cluster.partition([cluster.nodes["owner"]], [second, third])
+    cluster.run(20.0)
+    cluster.heal()
+    cluster.until_ready(3)
+    finish(cluster, *(cluster.ask(node) for node in cluster.up()))
+
+
+def test_a_guest_is_told_how_the_mesh_stands() -> None:
+    cluster = trio(1)
+    guest = cluster.guest(cluster.nodes["second"])
+    guest.query_status()
+    cluster.until(lambda: bool(guest.statuses), "status")
+    (status,) = guest.statuses
+    plan = cluster.nodes["second"].core.planning.active
+    assert plan is not None
+    assert (status.ready, status.trouble, status.node) == (True, "", guest.gateway.node)
+    assert status.model == (cluster.model.facts,)
+    assert status.epoch >= 1
+    assert {each.record.node: each.span for each in status.members} == {
+        stage.node: stage.span for stage in plan.stages
+    }
+    assert [each.record.node for each in status.members if each.home] == [plan.home]
+
+
+def test_the_route_and_the_counters_are_those_of_the_ring() -> None:
+    cluster = trio(2, Conditions())
+    answer = cluster.ask(cluster.nodes["third"], long_ask(cluster))
+    finish(cluster, answer)
+    plan = cluster.nodes["third"].core.planning.active
+    assert plan is not None
+    assert answer.finished is not None
+    route = answer.finished.route
+    assert [(each.node, each.span) for each in route] == [
+        (each.node, each.span) for each in plan.stages
+    ]
+    steps = len(answer.tokens) + len(cluster.expected(answer).prompt_tokens) // 32
+    assert answer.finished.counters.packets_sent >= 3 * steps
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    cluster = trio(3)
+    answer = cluster.ask(cluster.nodes["third"], cluster.new_ask("x" * CONTEXT_MAX))
+    cluster.until(lambda: answer.ended, "refused")
+    assert answer.failure is not None
+    assert answer.failure.exit_code == 2
+    assert f"{CONTEXT_MAX + 1} tokens" in answer.failure.text
+    cluster.until_idle()
+
+
+def test_the_context_ends_an_answer() -> None:
+    cluster = trio(4)
+    ask = cluster.new_ask("x" * (CONTEXT_MAX - 9), 1000, ignore_end=True)
+    answer = cluster.ask(cluster.nodes["third"], ask)
+    finish(cluster, answer)
+    assert answer.finished is not None
+    assert (answer.finished.reason, len(answer.tokens)) == ("length", 8)
+
+
+def test_settings_out_of_bounds_are_refused_before_and_after_there_is_a_plan() -> None:
+    cluster = SimulatedCluster(5)
+    cluster.start("owner", 13, model=cluster.model)
+    bad = SamplingSettings(repeat_penalty=100.0)
+    early = cluster.ask(cluster.nodes["owner"], cluster.new_ask(sampling=bad))
+    cluster.until_ready(1)
+    late = cluster.ask(cluster.nodes["owner"], cluster.new_ask(sampling=bad))
+    cluster.until(lambda: early.ended and late.ended, "refused")
+    assert early.notices == ["waiting for the devices to load their layers"]
+    for answer in (early, late):
+        assert answer.failure is not None
+        assert answer.failure.exit_code == 2
+        assert "repeat penalty" in answer.failure.text
+    finish(cluster, cluster.ask(cluster.nodes["owner"]))
