@@ -12,7 +12,7 @@ import click
 from edgellama import __version__
 from edgellama.errors import EXIT_FAILED, EXIT_MISUSE, EdgellamaError
 
-VERBS = ("join", "ask", "status", "plan", "tokenize", "pull", "models", "perplexity")
+VERBS = ("join", "ask", "status", "plan", "tokenize", "pull", "models", "perplexity", "quantize")
 EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgellama.net.model_store import PulledModel
+    from edgellama.node.quantizing import Choice
     from edgellama.plan.table import PlanRow
     from edgellama.values import Span
+
+LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
 
 def show(table: RenderableType) -> None:
@@ -54,6 +58,38 @@ def models_table(models: Sequence[tuple[PulledModel, str, str]]) -> Table:
     for model, kind, family in models:
         table.add_row(Text(model.name), format_size(model.size_bytes), Text(kind), Text(family))
     return table
+
+
+def choices_table(choices: Sequence[Choice]) -> Table:
+    """Return the table of the types that a fitted file gets: a row for layers that are alike."""
+    table = _table(None, "tensor", "layers", "type", ">size", ">error")
+    rows: dict[tuple[str, str], list[Choice]] = {}
+    for choice in choices:
+        name = LAYER_NAME.sub("", choice.tensor.name)
+        rows.setdefault((name, choice.kind_name), []).append(choice)
+    for (name, kind_name), alike in rows.items():
+        layers = [LAYER_NAME.match(choice.tensor.name) for choice in alike]
+        table.add_row(
+            Text(name),
+            ranges_text([int(layer[1]) for layer in layers if layer]),
+            kind_name,
+            format_size(sum(choice.bytes for choice in alike)),
+            f"{100 * sum(choice.error for choice in alike) / len(alike):.3g} %",
+        )
+    size = format_size(sum(choice.bytes for choice in choices))
+    table.add_row("in all", "", "", size, "")
+    return table
+
+
+def ranges_text(numbers: Sequence[int]) -> str:
+    """Return ascending numbers for a person: ``0-3,7``."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ",".join("-".join(map(str, each)) for each in ranges)
 
 
 def status_table(status: StatusReply) -> RenderableType:

@@ -92,6 +92,7 @@ class GgufFile:
         self.alignment = _alignment(header.metadata, name)
         self.data_offset = -(-header.bytes // self.alignment) * self.alignment
         self.tensors = _placed_tensors(header, name, self.alignment, self.data_offset, file_bytes)
+        self._extents = header.extents
         self._buffer = buffer
         self._mapping: mmap.mmap | None = None
 
@@ -132,6 +133,14 @@ class GgufFile:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def encoded_value(self, key: str) -> bytes:
+        """Return a metadata value as it lies in the file, its type before it.
+
+        So it can be written into another file without a change. KeyError for an unknown key.
+        """
+        first, past = self._extents[key]
+        return bytes(self._buffer[first:past])
 
     def tensor_bytes(self, name: str) -> memoryview:
         """Return the raw bytes of a tensor, without a copy and read-only.

@@ -47,10 +47,14 @@ class TensorEntry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What precedes the tensor data; ``bytes`` is its length without the padding after it."""
+    """What precedes the tensor data; ``bytes`` is its length without the padding after it.
+
+    ``extents``: where in the file the value of each metadata key lies, its type before it.
+    """
 
     version: int
     metadata: Metadata
+    extents: Mapping[str, tuple[int, int]]
     tensors: list[TensorEntry]
     bytes: int
 
@@ -224,13 +228,16 @@ def read_header(buffer: memoryview, name: str) -> Header:
     tensor_count = cursor.count(TENSORS_MAX, "the number of tensors")
     key_count = cursor.count(KEYS_MAX, "the number of metadata keys")
     entries: dict[str, MetadataScalar | _EncodedArray] = {}
+    extents: dict[str, tuple[int, int]] = {}
     for index in range(key_count):
         key = cursor.string(KEY_BYTES_MAX, f"the name of metadata key {index}")
         if key in entries:
             raise cursor.fault(f"metadata key {quoted(key)}", "appears twice")
+        start = cursor.position
         entries[key] = cursor.value(f"metadata key {quoted(key)}")
+        extents[key] = (start, cursor.position)
     tensors = [_tensor_entry(cursor, name, index) for index in range(tensor_count)]
-    return Header(version, Metadata(entries), tensors, cursor.position)
+    return Header(version, Metadata(entries), extents, tensors, cursor.position)
 
 
 def _version(cursor: _Cursor, name: str, magic: bytes) -> int:

@@ -41,15 +41,15 @@ class MeasuredModel:
         assert loaded.tokenizer is not None
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.context = loaded.plan.context
-        self._loaded = loaded
+        self.loaded = loaded
         self._better = better_kernels
         self._use(kernels)
 
     def _use(self, kernels: Kernels) -> None:
         prove(kernels)
-        loaded = self._loaded
+        loaded = self.loaded
         assert loaded.home is not None
-        self._kernels = kernels
+        self.kernels = kernels
         self._head = Head(kernels, loaded.config, loaded.home)
         self._stage = Stage(
             kernels, loaded.config, loaded.span, loaded.layers, self.context, sessions_max=1
@@ -61,13 +61,13 @@ class MeasuredModel:
             better = self._better.get_nowait()
         except Empty:
             return self._stage, self._head
-        self._kernels.close()
+        self.kernels.close()
         self._use(better)
         return self._stage, self._head
 
     def close(self) -> None:
         """End the kernels' threads."""
-        self._kernels.close()
+        self.kernels.close()
 
 
 @contextmanager

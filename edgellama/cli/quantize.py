@@ -1,0 +1,106 @@
+"""``edgellama quantize``: a model in fewer bits, of one type or fitted to a size."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellama.cli.options import Size, backend, model_file, note, threads
+from edgellama.errors import MisuseError
+
+if TYPE_CHECKING:
+    from edgellama.model.weight_source import WeightSource
+    from edgellama.node.quantizing import Importance
+
+TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "F16", "BF16", "F32")
+
+
+@click.command(name="quantize", short_help="Write a model in fewer bits.")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--type",
+    "kind_name",
+    type=click.Choice(TYPES, case_sensitive=False),
+    help="The type of every matrix.",
+)
+@click.option(
+    "--fit", type=Size(), help="Choose each tensor's type to lose least within this size of file."
+)
+@click.option("--calibrate", metavar="FILE", help="A text that shows which weights count most.")
+@threads
+@backend
+def command(
+    source: str,
+    target: str,
+    kind_name: str | None,
+    fit: int | None,
+    calibrate: str | None,
+    threads: int | None,
+    backend: str,
+) -> None:
+    """Write the model IN to the GGUF file OUT with its matrices quantized.
+
+    IN is a GGUF file or a folder with safetensors as Hugging Face lays them out. Norms and biases
+    stay F32. Where a row is no whole number of blocks, a K type becomes Q8_0, and Q8_0 or Q4_0
+    becomes F16.
+    """
+    from edgellama.cli.progress import progress_bar
+    from edgellama.net.facts import threads_default
+    from edgellama.node.quantizing import fitting_kinds, same_kind, write_quantized
+    from edgellama.plan.sizes import format_size
+
+    if (kind_name is None) == (fit is None):
+        raise MisuseError("say either --type or --fit, so that it is clear what to write")
+    output = Path(target).expanduser()
+    with contextlib.ExitStack() as opened:
+        weights = _opened(source, output, opened)
+        importance: Importance = {}
+        if calibrate is not None:
+            importance = _importance(source, calibrate, threads, backend)
+        team = threads or threads_default()
+        if fit is not None:
+            from edgellama.cli.tables import choices_table, show
+
+            with progress_bar("measuring") as progress:
+                choices = fitting_kinds(weights, fit, importance, team, progress)
+            show(choices_table(choices))
+            kinds = {choice.tensor.name: choice.kind_name for choice in choices}
+        else:
+            assert kind_name is not None
+            kinds = same_kind(weights, kind_name)
+        with progress_bar("writing", in_bytes=True) as progress:
+            size = write_quantized(weights, kinds, output, importance, team, progress)
+    note(f"{output}: {format_size(size)}")
+
+
+def _opened(source: str, output: Path, opened: contextlib.ExitStack) -> WeightSource:
+    from edgellama.model.gguf import GgufFile
+    from edgellama.model.weight_source import GgufSource
+
+    if output.is_dir():
+        raise MisuseError(f"{output} is a folder; name the file to write")
+    if not output.parent.is_dir():
+        raise MisuseError(f"there is no folder {output.parent} to write to")
+    path = model_file(source)
+    if output.exists() and output.samefile(path):
+        raise MisuseError("IN and OUT are the same file")
+    return GgufSource(opened.enter_context(GgufFile.open(path)))
+
+
+def _importance(source: str, calibrate: str, threads: int | None, backend: str) -> Importance:
+    from edgellama.cli.progress import progress_bar
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.calibrating import importance_of
+    from edgellama.node.scoring import measured_model, read_text
+
+    text = read_text(Path(calibrate).expanduser())
+    paths = StatePaths.locate()
+    with (
+        measured_model(model_file(source), None, threads, backend, paths, note) as measured,
+        progress_bar("calibrating") as progress,
+    ):
+        return importance_of(measured, text, progress)
