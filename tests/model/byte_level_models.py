@@ -173,6 +173,29 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {
     ],
     "deepseek-v3": [*split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK_V3), byte_level(False)],
 }
+# What cuts words in them, with the same result but for what is named in docs/spec/tokenizer.md:
+# the whole expression instead of ByteLevel's, and numbers no finer than in llama.cpp.
+WORD_SPLITS: dict[str, list[Any]] = {
+    "llama-bpe": split(LLAMA_3),
+    "dbrx": split(LLAMA_3),
+    "qwen2": PRE_TOKENIZERS["qwen2"][:-1],
+    "qwen35": split(QWEN_35),
+    "gpt-2": split(GPT_2),
+    "smollm": split(r"\p{N}", GPT_2),
+    "starcoder": split(r"\p{N}", GPT_2),
+    "refact": split(r"\p{N}", GPT_2),
+    "command-r": split(r"\p{N}", GPT_2),
+    "tekken": split(TEKKEN),
+    "gpt-4o": split(GPT_4O),
+    "falcon": [
+        pre_tokenizers.Punctuation("contiguous"),
+        *split(GPT_2, "[0-9][0-9][0-9]"),
+    ],
+    "default": PRE_TOKENIZERS["default"][:-1],
+    "deepseek-llm": [*PRE_TOKENIZERS["deepseek-llm"][:-2], *split(r"\p{N}+")],
+    "deepseek-coder": PRE_TOKENIZERS["deepseek-coder"][:-1],
+    "deepseek-v3": PRE_TOKENIZERS["deepseek-v3"][:-1],
+}
 IGNORE_MERGES = ("llama-bpe", "tekken")
 
 

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 from byte_level_models import (
     CORPUS,
     HARD,
-    LLAMA_3,
     PRE_TOKENIZERS,
-    TEKKEN,
+    WORD_SPLITS,
     split,
     trained,
     trained_tokenizer,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from edgellama.model.pre_tokenizers import PRE_TOKENIZER_NAMES, pre_tokenizer
 
@@ -55,27 +56,40 @@ def test_any_text_comes_back(text: str, name: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize(
-    ("name", "expression"), [("llama-bpe", LLAMA_3), ("tekken", TEKKEN), ("deepseek-v3", "")]
-)
-def test_every_character_of_unicode_16(name: str, expression: str) -> None:
+def library_words(steps: list[Any], text: str) -> list[str]:
+    found = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
+    return [text[first:past] for _, (first, past) in found]
+
+
+def our_words(name: str, text: str) -> list[str]:
+    rule = pre_tokenizer(name)
+    assert rule is not None
+    return rule.words(text)
+
+
+@pytest.mark.parametrize("name", WORD_SPLITS)
+def test_words(name: str) -> None:
+    """Words are compared too: a wrong cut shows in ids only where some merge crosses it."""
+    for text in [*HARD, *CORPUS, " ".join(HARD)]:
+        assert our_words(name, text) == library_words(WORD_SPLITS[name], text)
+
+
+@pytest.mark.parametrize("name", WORD_SPLITS)
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(st.sampled_from(ALPHABET), max_size=40))
+def test_words_of_mixtures(name: str, text: str) -> None:
+    assert our_words(name, text) == library_words(WORD_SPLITS[name], text)
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "tekken", "deepseek-v3", "deepseek-llm"])
+def test_every_character_of_unicode_16(name: str) -> None:
     """Each character between two others shows its kind: that of the oracle's own tables."""
     of_16 = library_words(split(r"\p{Lu}"), "\u1c89-") == ["\u1c89", "-"]
     if not of_16 or library_words(split(r"\p{L}"), "\ua7ce-") == ["\ua7ce", "-"]:
         pytest.skip("this version of the tokenizers library does not hold Unicode 16.0")
-    rule = pre_tokenizer(name)
-    assert rule is not None
     codes = (*range(0x32500), 0xE0001, 0xE0100, 0xF0000, 0x10FFFF)
     text = "".join(f"a{chr(code)}1" for code in codes if not 0xD800 <= code < 0xE000)
-    steps = split(expression) if expression else PRE_TOKENIZERS[name][:-1]
-    assert rule.words(text) == library_words(steps, text)
-
-
-def library_words(steps: list[object], text: str) -> list[str]:
-    from tokenizers import pre_tokenizers
-
-    found = pre_tokenizers.Sequence(steps).pre_tokenize_str(text)
-    return [text[first:past] for _, (first, past) in found]
+    assert our_words(name, text) == library_words(WORD_SPLITS[name], text)
 
 
 def test_every_name_has_a_rule_and_no_other_does() -> None:
