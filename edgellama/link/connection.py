@@ -14,6 +14,7 @@ from edgellama.link.congestion import PACED_PACKETS_MIN, DelayController, Pacer
 from edgellama.link.outbox import Outbox, Piece
 from edgellama.link.reassembly import Fate, Reassembly
 from edgellama.link.recovery import PERSISTENT_PROBES, LossRecovery, SentPacket
+from edgellama.link.replay_window import PACKETS, ReplayWindow
 from edgellama.values import Address, LinkCounters
 from edgellama.wire.datagram import (
     FRAMES_BYTES_MAX,
@@ -54,6 +55,14 @@ PROBE_PIECES_MAX = 8
 PROBE_PIECES_LARGE_MAX = 2
 """A probe timeout repeats so many fragments at most, of larger messages only two."""
 
+KEYS_S = 3600.0
+KEYS_PACKETS_MAX = 1 << 32
+"""Whichever comes first ends the time of a pair of keys: the initiator asks for new ones."""
+
+KEYS_RETRY_S = 30.0
+KEYS_S_MAX = 2 * KEYS_S
+"""With keys so old the connection ends: what is recorded stays readable with one key no longer."""
+
 BURST_DATAGRAMS_MAX = 32
 """Datagrams given out in one call, so that a driver turns to reading and to other peers."""
 
@@ -76,10 +85,16 @@ class Connection:
         peer_window_packets: int,
         window_packets: int,
         now: float,
+        *,
+        initiated: bool,
     ) -> None:
         self.identity = identity
         self.address = address
         self.peer_index = peer_index
+        self.initiated = initiated
+        self._keyed_at = now
+        self._renew_at = now + KEYS_S
+        self._renew_above = KEYS_PACKETS_MAX  # packet numbers, which go on under new keys
         self.established_at = now
         self.heard_at = now
         self.ended: str | None = None  # the reason, once the connection is over
@@ -89,6 +104,7 @@ class Connection:
         self._peer_window = peer_window_packets
         self._next_packet_number = 0
         self._received = ReceivedPackets(window_packets)
+        self._replay = ReplayWindow(PACKETS)
         self._reassembly = Reassembly()
         self._outbox = Outbox()
         self._congestion = DelayController(peer_window_packets)
@@ -114,6 +130,27 @@ class Connection:
         """Let a ping go out: the initiator's first packet confirms the connection."""
         self._ping_due = True
 
+    def renew(self, seal: Seal, peer_index: int, now: float) -> None:
+        """Send under new keys, with the packet numbers going on: none is ever used twice."""
+        self._seal = seal
+        self.peer_index = peer_index
+        self._keyed_at = now
+        self._renew_at = now + KEYS_S
+        self._renew_above = self._highest_packet_number + KEYS_PACKETS_MAX
+
+    def take_renewal(self, now: float) -> bool:
+        """Return whether it is time to ask for new keys, and put the next time off."""
+        old = now >= self._renew_at or self._highest_packet_number >= self._renew_above
+        if not self.initiated or not old:
+            return False
+        self._renew_at = now + KEYS_RETRY_S
+        self._renew_above = self._highest_packet_number + KEYS_PACKETS_MAX
+        return True
+
+    @property
+    def _highest_packet_number(self) -> int:
+        return max(self._next_packet_number, self._received.largest)
+
     @property
     def unfinished(self) -> int:
         """How many messages are not fully acknowledged."""
@@ -132,14 +169,15 @@ class Connection:
     # Receiving
 
     def receive(
-        self, datagram: bytes, packet_number: int, address: Address, now: float
+        self, datagram: bytes, packet_number: int, seal: Seal, address: Address, now: float
     ) -> list[bytes]:
-        """Take a datagram and return the messages that it completes."""
-        if self._received.seen(packet_number):
+        """Take a datagram under these keys or older ones; return the messages it completes."""
+        if not self._replay.is_fresh(packet_number) or self._received.seen(packet_number):
             return []
-        opened = self._seal.open(datagram)
+        opened = seal.open(datagram)
         if opened is None:
             return []
+        self._replay.take(packet_number)
         self.heard_at = now
         self._bytes_received += len(datagram)
         self._packets_received += 1
@@ -284,6 +322,8 @@ class Connection:
     def next_timer(self) -> float:
         """Return when ``handle_timer`` or ``datagrams`` has something to do at the latest."""
         timer = min(self._deadline(), self._keepalive_at())
+        if self.initiated:
+            timer = min(timer, self._renew_at)
         recovery_at = self.recovery.loss_timer()
         if recovery_at is None:
             recovery_at = self.recovery.probe_timer()
@@ -309,6 +349,9 @@ class Connection:
 
     def handle_timer(self, now: float) -> None:
         """Do what has become due: give up, count losses, probe, ask for a sign of life."""
+        if now - self._keyed_at >= KEYS_S_MAX:
+            self.ended = "its keys could not be renewed"
+            return
         if self._deadline() <= now:
             silence = now - self.heard_at
             self.ended = f"nothing came from it for {silence:.1f} s"

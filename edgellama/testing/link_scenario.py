@@ -27,6 +27,7 @@ from edgellama.testing.network import (
     SimulatedNetwork,
 )
 from edgellama.values import Address
+from edgellama.wire.datagram import HEADER_BYTES, DatagramType
 
 SIZES_BYTES = [0, 1, 100, 1155, 1156, 4096, 8192, 20_000, 60_000, 150_000]
 MESSAGES = 24
@@ -98,13 +99,30 @@ def conditions_of(seed: int) -> Conditions:
     )
 
 
+class _WatchedNetwork(SimulatedNetwork):
+    """Also looks for what the two who talk cannot notice: one nonce for two texts."""
+
+    def __init__(self, seed: int, conditions: Conditions) -> None:
+        super().__init__(seed, conditions)
+        self.talking: set[Address] = set()
+        self._sealed: dict[bytes, bytes] = {}  # each header of data with what stood behind it
+
+    def send(self, data: bytes, source: Address, to: Address) -> None:
+        header = data[:HEADER_BYTES]
+        if source in self.talking and header[:1] == bytes([DatagramType.DATA]):
+            # The receiver's index stands for the key, the packet number is the nonce.
+            if self._sealed.setdefault(header, data) != data:
+                raise ScenarioError("a nonce was used for two texts under one key")
+        super().send(data, source, to)
+
+
 class _Scenario:
     """Two hosts, what each shall say, and the dice."""
 
     def __init__(self, seed: int, conditions: Conditions) -> None:
         self.seed = seed
         self.dice = random.Random(f"scenario {seed}")  # noqa: S311
-        self.network = SimulatedNetwork(seed, conditions)
+        self.network = _WatchedNetwork(seed, conditions)
         self.talkers = [_Talker(), _Talker()]
         self.hosts = []
         for number, talker in enumerate(self.talkers):
@@ -115,6 +133,7 @@ class _Scenario:
             talker.host, talker.peer = host, Address(f"10.0.0.{2 - number}", 7711)
             host.handler = talker
             self.hosts.append(host)
+            self.network.talking.add(host.address)
         self.said: list[list[bytes]] = [[], []]
 
     def connect(self) -> None:
@@ -143,6 +162,11 @@ class _Scenario:
         endpoint = self.hosts[sender].endpoint
         self.hosts[sender].act(lambda now: endpoint.send(node, message, priority, now))
 
+    def renew(self, sender: int) -> None:
+        node = self.hosts[1 - sender].endpoint.identity.node
+        endpoint = self.hosts[sender].endpoint
+        self.hosts[sender].act(lambda now: endpoint.renew_keys(node, now))
+
     def plan(self, *, cuts: bool) -> None:
         dice, network = self.dice, self.network
         for sender in range(2):
@@ -152,6 +176,9 @@ class _Scenario:
                 self.said[sender].append(message)
                 priority = Priority(dice.randrange(4))
                 network.at(self.soon(), partial(self.say, sender, message, priority))
+        for sender in range(2):
+            for _ in range(dice.choice([0, 1, 3])):
+                network.at(self.soon(), partial(self.renew, sender))
         stranger = Address("10.0.0.9", 1)
         for _ in range(10):
             junk, target = dice.randbytes(dice.randrange(1300)), dice.choice(self.hosts)
@@ -166,6 +193,11 @@ class _Scenario:
         for sender, receiver in ((0, 1), (1, 0)):
             if sorted(self.talkers[receiver].received) != sorted(self.said[sender]):
                 raise ScenarioError("messages did not arrive exactly once, byte for byte")
+            sent, taken = (
+                self.hosts[each].endpoint.total_counters() for each in (sender, receiver)
+            )
+            if taken.packets_received > sent.packets_sent:
+                raise ScenarioError("a packet was taken twice")
         for host, talker in zip(self.hosts, self.talkers, strict=True):
             kinds = [type(event) for event in talker.events]
             if Disconnected in kinds or kinds.count(Connected) != 1:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgellama.errors import WireError
 from edgellama.values import NODE_ID_DIGITS, NodeId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 DATAGRAM_BYTES_MAX = 1200
 """Fits every path: IPv6 guarantees 1280 and takes 48 for its own and UDP's header."""
@@ -22,14 +22,16 @@ TAG_BYTES = 16
 FRAMES_BYTES_MAX = DATAGRAM_BYTES_MAX - HEADER_BYTES - TAG_BYTES
 
 INDEX_BYTES = 4
+COOKIE_BYTES = 8
 EPHEMERAL_BYTES = 32
-"""Room for an X25519 public key; random bytes stand there while the link only authenticates."""
+HANDSHAKE_BYTES_MAX = FRAMES_BYTES_MAX - EPHEMERAL_BYTES
+"""What is left for the body of a handshake behind its ephemeral public key."""
 
 WINDOW_PACKETS_MIN = 4
 """A peer that can take fewer cannot even take one small message."""
 
 HEADER = struct.Struct(">BBxxIQ")
-_HANDSHAKE = struct.Struct(f">{EPHEMERAL_BYTES}s16sQIIHBx")
+_HANDSHAKE = struct.Struct(">16sQQIIHBx")
 _GUEST = 0x01
 
 
@@ -39,6 +41,7 @@ class DatagramType(IntEnum):
     INITIATION = 1
     RESPONSE = 2
     DATA = 3
+    COOKIE = 4
 
 
 class Header(NamedTuple):
@@ -47,7 +50,7 @@ class Header(NamedTuple):
     kind: int
     version: int
     receiver_index: int  # chosen by the receiver; 0 in an initiation
-    packet_number: int  # never used twice under one key; 0 in a handshake
+    packet_number: int  # never used twice under one key; in an initiation a cookie, or 0
 
 
 def pack_header(kind: DatagramType, receiver_index: int, packet_number: int) -> bytes:
@@ -66,13 +69,13 @@ def parse_header(datagram: bytes) -> Header | None:
 
 
 class Handshake(NamedTuple):
-    """The body of an initiation and of a response."""
+    """The body of an initiation and of a response, always encrypted."""
 
-    ephemeral: bytes  # EPHEMERAL_BYTES, fresh for every handshake; both make the keys
     node: NodeId
     incarnation: int
+    number: int  # of the sender's handshakes in this life: each is answered once
     receiver_index: int  # where the sender wants its datagrams of this connection
-    established_index: int  # response: the receiver's index of a connection that stands; or 0
+    established_index: int  # the receiver's index of a connection that stands; or 0
     window_packets: int  # how many datagrams the sender's socket buffer can hold
     guest: bool
 
@@ -80,15 +83,15 @@ class Handshake(NamedTuple):
 def pack_handshake(handshake: Handshake, kind: DatagramType) -> bytes:
     """Return the body; an initiation is padded, so that no answer is longer than its question."""
     body = _HANDSHAKE.pack(
-        handshake.ephemeral,
         bytes.fromhex(handshake.node),
         handshake.incarnation,
+        handshake.number,
         handshake.receiver_index,
         handshake.established_index,
         handshake.window_packets,
         _GUEST if handshake.guest else 0,
     )
-    return body.ljust(FRAMES_BYTES_MAX, b"\0") if kind == DatagramType.INITIATION else body
+    return body.ljust(HANDSHAKE_BYTES_MAX, b"\0") if kind == DatagramType.INITIATION else body
 
 
 def parse_handshake(body: bytes, kind: DatagramType) -> Handshake:
@@ -96,13 +99,13 @@ def parse_handshake(body: bytes, kind: DatagramType) -> Handshake:
 
     Unknown flags and what follows the known fields are left for later versions.
     """
-    bytes_min = FRAMES_BYTES_MAX if kind == DatagramType.INITIATION else _HANDSHAKE.size
+    bytes_min = HANDSHAKE_BYTES_MAX if kind == DatagramType.INITIATION else _HANDSHAKE.size
     if len(body) < bytes_min:
         raise WireError(f"a peer's handshake is {len(body)} bytes long instead of {bytes_min}")
-    ephemeral, node, incarnation, index, established, window, flags = _HANDSHAKE.unpack_from(body)
+    node, incarnation, number, index, established, window, flags = _HANDSHAKE.unpack_from(body)
     if index == 0 or window < WINDOW_PACKETS_MIN:
         raise WireError(f"a peer's handshake has receiver index {index} and window {window}")
     node_id = node.hex()
     assert len(node_id) == NODE_ID_DIGITS
     guest = bool(flags & _GUEST)
-    return Handshake(ephemeral, node_id, incarnation, index, established, window, guest)
+    return Handshake(node_id, incarnation, number, index, established, window, guest)

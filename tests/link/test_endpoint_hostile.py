@@ -11,7 +11,8 @@ from edgellama.link.endpoint import Connected, Endpoint, Identity, MessageReceiv
 from edgellama.values import Address
 from edgellama.wire.datagram import FRAMES_BYTES_MAX, DatagramType, pack_header
 from edgellama.wire.frames import MESSAGE_BYTES_MAX, pack_acknowledgement, pack_fragment
-from edgellama.wire.sealing import MeshKeys
+from edgellama.wire.noise import Opening
+from edgellama.wire.sealing import LINK_PROLOGUE, mesh_psk
 
 VICTIM, PEER = "a" * 32, "b" * 32
 HERE, THERE = Address("10.0.0.1", 7711), Address("10.0.0.2", 7711)
@@ -86,7 +87,7 @@ def test_bytes_from_anywhere_are_dropped_without_a_trace(data: list[tuple[bytes,
     victim.datagrams_to_send(1.0)
     before = victim.total_counters()
     for body, from_peer in data:
-        for kind in (b"", b"\x01\x01\0\0", b"\x02\x01\0\0", b"\x03\x01\0\0", b"\x03\x02\0\0"):
+        for kind in (b"", *(bytes([kind, 2, 0, 0]) for kind in range(6)), b"\x03\x03\0\0"):
             victim.receive_datagram(kind + body, THERE if from_peer else HERE, 1.0)
             assert victim.datagrams_to_send(1.0) == []
             assert victim.next_event() is None
@@ -97,7 +98,7 @@ def test_bytes_from_anywhere_are_dropped_without_a_trace(data: list[tuple[bytes,
 @settings(deadline=None, max_examples=80)
 def test_a_member_that_sends_nonsense_breaks_nothing(payloads: list[bytes], start: int) -> None:
     victim, peer = two_connected()
-    _, connection = peer._connections[VICTIM]
+    connection = peer._connections[VICTIM]
     for number, payload in enumerate(payloads):
         header = pack_header(DatagramType.DATA, connection.peer_index, start + 13 * number)
         now = 0.01 * number
@@ -117,14 +118,19 @@ def test_a_member_with_a_nonsense_handshake_breaks_nothing(body: bytes, kind: in
     victim, _ = two_connected()
     victim.dial(Address("10.0.0.9", 1), 0.0)
     drain(victim, 0.0)
-    keys = MeshKeys(b"k")
+    opening = Opening(mesh_psk(b"k"), LINK_PROLOGUE)
     (dial,) = victim._dials.values()
-    seals = {1: keys.initiation(), 2: keys.response(dial.ephemeral), 3: keys.initiation()}
+    question = opening.hear(dial.initiation(0.0)[16:])
+    assert question is not None
     for index in (0, dial.receiver_index):
         header = pack_header(DatagramType(kind), index, 0)
-        for padded in (body, body.ljust(FRAMES_BYTES_MAX, b"\1")):
-            victim.receive_datagram(seals[kind].seal(header, padded), HERE, 0.0)
-            drain(victim, 0.0)
+        for padded in (body, body.ljust(FRAMES_BYTES_MAX - 32, b"\1")):
+            asked = opening.ask(random.Random(1).randbytes, padded).message
+            answered = question.answer(random.Random(2).randbytes(32), padded)
+            assert answered is not None
+            for message in (asked, answered[0]):
+                victim.receive_datagram(header + message, HERE, 0.0)
+                drain(victim, 0.0)
     assert PEER in victim.peers()
 
 

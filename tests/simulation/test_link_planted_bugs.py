@@ -6,19 +6,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher as CipherContext
+from cryptography.hazmat.primitives.ciphers import algorithms
 
+from edgellama.link.acknowledgements import ReceivedPackets
 from edgellama.link.connection import Connection
 from edgellama.link.outbox import Outbox, Piece
 from edgellama.link.ranges import Ranges
 from edgellama.link.reassembly import Fate, Reassembly
 from edgellama.link.recovery import LossRecovery, SentPacket
+from edgellama.link.replay_window import ReplayWindow
 from edgellama.testing.link_scenario import ScenarioError, run_link_scenario
-from edgellama.wire.sealing import KeyedHashSeal
+from edgellama.wire.noise import Cipher
+from edgellama.wire.sealing import Seal
 
 if TYPE_CHECKING:
     from edgellama.wire.frames import Acknowledgement, Fragment
 
 SEEDS = 20
+
+KEYS: dict[int, tuple[Cipher, bytes]] = {}
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -66,7 +73,20 @@ def lost_packets_stay_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_tag_is_not_checked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KeyedHashSeal, "open", lambda self, datagram: datagram[16:-16])
+    right = Cipher.__init__
+
+    def keep(self: Cipher, key: bytes) -> None:
+        right(self, key)
+        KEYS[id(self)] = (self, key)
+
+    def wrong(self: Cipher, nonce: int, sealed: bytes, associated: bytes = b"") -> bytes:
+        # RFC 8439 section 2.8: the cipher's block 0 keys the tag, the text begins with block 1.
+        counter = (1).to_bytes(4, "little") + bytes(4) + nonce.to_bytes(8, "little")
+        algorithm = algorithms.ChaCha20(KEYS[id(self)][1], counter)
+        return CipherContext(algorithm, mode=None).decryptor().update(sealed[:-16])
+
+    patch.setattr(Cipher, "__init__", keep)
+    patch.setattr(Cipher, "open", wrong)
 
 
 def a_packet_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
@@ -79,6 +99,33 @@ def a_packet_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
         return datagram
 
     patch.setattr(Connection, "_seal_packet", wrong)
+
+
+def a_nonce_is_used_for_two_texts(patch: pytest.MonkeyPatch) -> None:
+    """Both arrive, and nobody who takes part notices: only who looks at the wire can."""
+    right = Seal.seal
+
+    def wrong(self: Seal, header: bytes, frames: bytes) -> bytes:
+        number = int.from_bytes(header[8:], "big")
+        return right(self, header[:8] + (number & ~64).to_bytes(8, "big"), frames)
+
+    patch.setattr(Seal, "seal", wrong)
+
+
+def old_packets_are_taken_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplayWindow, "is_fresh", lambda self, number: True)
+    patch.setattr(ReceivedPackets, "seen", lambda self, number: False)
+
+
+def new_keys_count_packets_from_0(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("edgellama.link.connection.KEYS_PACKETS_MAX", 100)
+    right = Connection.renew
+
+    def wrong(self: Connection, seal: Seal, peer_index: int, now: float) -> None:
+        right(self, seal, peer_index, now)
+        self._next_packet_number = 0
+
+    patch.setattr(Connection, "renew", wrong)
 
 
 def fragments_are_put_where_they_come(patch: pytest.MonkeyPatch) -> None:
@@ -122,6 +169,9 @@ BUGS: list[Plant] = [
     lost_packets_stay_in_flight,
     the_tag_is_not_checked,
     a_packet_number_is_used_twice,
+    a_nonce_is_used_for_two_texts,
+    old_packets_are_taken_again,
+    new_keys_count_packets_from_0,
     fragments_are_put_where_they_come,
     an_acknowledged_fragment_counts_twice,
     refused_packets_are_acknowledged,

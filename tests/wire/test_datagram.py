@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgellama.errors import WireError
 from edgellama.wire.datagram import (
     DATAGRAM_BYTES_MAX,
+    EPHEMERAL_BYTES,
     FRAMES_BYTES_MAX,
     HEADER_BYTES,
     PROTOCOL_VERSION,
@@ -25,9 +26,9 @@ from edgellama.wire.datagram import (
 
 HANDSHAKES = st.builds(
     Handshake,
-    ephemeral=st.binary(min_size=32, max_size=32),
     node=st.binary(min_size=16, max_size=16).map(bytes.hex),
     incarnation=st.integers(0, 2**64 - 1),
+    number=st.integers(0, 2**64 - 1),
     receiver_index=st.integers(1, 2**32 - 1),
     established_index=st.integers(0, 2**32 - 1),
     window_packets=st.integers(4, 2**16 - 1),
@@ -37,7 +38,7 @@ HANDSHAKES = st.builds(
 
 def test_the_header_is_laid_out_as_the_specification_draws_it() -> None:
     header = pack_header(DatagramType.DATA, 0x01020304, 0x05060708090A0B0C)
-    assert header == bytes([3, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+    assert header == bytes([3, 2, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
     parsed = parse_header(header + bytes(TAG_BYTES + 1))
     assert parsed == (DatagramType.DATA, PROTOCOL_VERSION, 0x01020304, 0x05060708090A0B0C)
 
@@ -62,12 +63,12 @@ def test_a_handshake_survives_the_wire(kind: DatagramType, handshake: Handshake)
 def test_no_answer_is_longer_than_its_question(handshake: Handshake) -> None:
     initiation = pack_handshake(handshake, DatagramType.INITIATION)
     response = pack_handshake(handshake, DatagramType.RESPONSE)
-    assert HEADER_BYTES + len(initiation) + TAG_BYTES == DATAGRAM_BYTES_MAX
+    assert HEADER_BYTES + EPHEMERAL_BYTES + len(initiation) + TAG_BYTES == DATAGRAM_BYTES_MAX
     assert len(response) <= len(initiation)
 
 
 def test_a_short_initiation_gets_no_answer_that_could_be_longer() -> None:
-    handshake = Handshake(bytes(32), "ab" * 16, 1, 1, 0, 100, guest=False)
+    handshake = Handshake("ab" * 16, 1, 1, 1, 0, 100, guest=False)
     response_body = pack_handshake(handshake, DatagramType.RESPONSE)
     with pytest.raises(WireError):
         parse_handshake(response_body, DatagramType.INITIATION)
@@ -75,7 +76,7 @@ def test_a_short_initiation_gets_no_answer_that_could_be_longer() -> None:
 
 @pytest.mark.parametrize(("index", "window"), [(0, 100), (1, 0), (1, 3)])
 def test_a_handshake_that_could_not_work_is_refused(index: int, window: int) -> None:
-    handshake = Handshake(bytes(32), "ab" * 16, 1, index, 0, window, guest=False)
+    handshake = Handshake("ab" * 16, 1, 1, index, 0, window, guest=False)
     with pytest.raises(WireError):
         parse_handshake(pack_handshake(handshake, DatagramType.RESPONSE), DatagramType.RESPONSE)
 
