@@ -109,10 +109,10 @@ class _WatchedNetwork(SimulatedNetwork):
 
     def send(self, data: bytes, source: Address, to: Address) -> None:
         header = data[:HEADER_BYTES]
-        if source in self.talking and header[:1] == bytes([DatagramType.DATA]):
-            # The receiver's index stands for the key, the packet number is the nonce.
-            if self._sealed.setdefault(header, data) != data:
-                raise ScenarioError("a nonce was used for two texts under one key")
+        is_sealed = source in self.talking and header[:1] == bytes([DatagramType.DATA])
+        # The receiver's index stands for the key, the packet number is the nonce.
+        if is_sealed and self._sealed.setdefault(header, data) != data:
+            raise ScenarioError("a nonce was used for two texts under one key")
         super().send(data, source, to)
 
 
