@@ -20,7 +20,9 @@ def shared_model() -> Path:
     """Path to the trained stories260K.gguf that lies beside the checkout, where it does."""
     path = SHARED_MODELS / "stories260K.gguf"
     if not path.exists():
-        pytest.skip("the trained model ../shared/models/stories260K.gguf is not beside the checkout")
+        pytest.skip(
+            "the trained model ../shared/models/stories260K.gguf is not beside the checkout"
+        )
     return path
 
 
