@@ -35,16 +35,7 @@ EXPECTED = {  # what multiplies bytes on each target; nothing of it where the pl
     "neoverse-v1": {"sdot"},
     "riscv64": set(),
 }
-HALVES = {
-    "vcvtph2ps",
-    "vcvtph2psx",
-    "vcvtps2ph",
-    "vcvtps2phx",
-    "fcvtl",
-    "fcvtl2",
-    "fcvtn",
-    "fcvtn2",
-}
+HALVES = ("vcvtph2ps", "vcvtps2ph", "fcvtl", "fcvtn")  # how their names begin
 FUSED = {"vfmadd213ps", "vfmadd132ps", "vfmadd231ps", "fmla"}
 
 
@@ -89,8 +80,8 @@ def test_conversions_and_fused_products(code, label) -> None:
     words = mnemonics(code, label)
     features = target_features(TARGETS[label])
     has_halves, has_fused = bool({"f16c", "aarch64"} & features), {"fma", "aarch64"} & features
-    assert bool(words["load_half_x8"] & HALVES) == has_halves
-    assert bool(words["store_half_x8"] & HALVES) == has_halves
+    for word in ("load_half_x8", "store_half_x8"):
+        assert any(name.startswith(HALVES) for name in words[word]) == has_halves, word
     assert bool(words["multiply_add_exact"] & FUSED) == bool(has_fused)
     assert all(not found & FUSED for word, found in words.items() if word != "multiply_add_exact")
 
