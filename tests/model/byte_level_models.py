@@ -96,7 +96,7 @@ HARD = [
     " (",
     "\n =",
     "' era",
-    "''s '' 'S 'T 'Re 'vE 'M 'LL 'lL 'd 'D '\u017f \u2019s \u02bcs \uff07s `s",
+    "''s '' 'S 'T 'Re 'vE 'M 'LL 'lL 'd 'D '\u017f \u2019s \u02bcs \uff07s `s '\u017fa x'\u017fé 'ssa",
     "Hello, y'all! How are you 😁 ?我想在apple工作1314151天～",
     "we'll've y'all'd've 'tis 'twas rock 'n' roll O'Neill's",
     *("3" * count for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100)),

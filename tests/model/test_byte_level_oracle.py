@@ -83,12 +83,15 @@ def test_words_of_mixtures(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama-bpe", "tekken", "deepseek-v3", "deepseek-llm"])
 def test_every_character_of_unicode_16(name: str) -> None:
-    """Each character between two others shows its kind: that of the oracle's own tables."""
+    """Each character between two others shows its kind: that of the oracle's own tables.
+
+    The first is no ASCII letter: those are cut off by DeepSeek's expression for signs.
+    """
     of_16 = library_words(split(r"\p{Lu}"), "\u1c89-") == ["\u1c89", "-"]
     if not of_16 or library_words(split(r"\p{L}"), "\ua7ce-") == ["\ua7ce", "-"]:
         pytest.skip("this version of the tokenizers library does not hold Unicode 16.0")
     codes = (*range(0x32500), 0xE0001, 0xE0100, 0xF0000, 0x10FFFF)
-    text = "".join(f"a{chr(code)}1" for code in codes if not 0xD800 <= code < 0xE000)
+    text = "".join(f"é{chr(code)}1" for code in codes if not 0xD800 <= code < 0xE000)
     assert our_words(name, text) == library_words(WORD_SPLITS[name], text)
 
 

@@ -200,6 +200,8 @@ GROWING = (
 ENDLESS = {
     "nested loops": NESTED_LOOPS,
     "a filtered loop": "{% for a in range(9999) %}{% for b in range(9999) if false %}{% endfor %}{% endfor %}",
+    "long lists in a filtered loop": "{% set l = [0] * 50000 %}{% for a in range(9999) %}"
+    "{% for b in l if false %}{% endfor %}{% endfor %}",
     "a huge range": "{% for a in range(10 ** 9) %}{% endfor %}",
     "a huger range": "{% for a in range(999999999999999999999999999999) %}{% endfor %}",
     "a recursive macro": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
