@@ -22,6 +22,7 @@ from edgellama.wire.messages import (
     MEMBER_STATES,
     MEMBERS_MAX,
     MODELS_MAX,
+    VERSION_PAST,
     Gossip,
     Heartbeat,
     MemberRecord,
@@ -174,6 +175,8 @@ class Membership:
         """Outlive what others say of this node; a later incarnation is another process's word."""
         me = self.me
         if record.incarnation > me.incarnation or me.state == LEFT:
+            return False
+        if record.version + 1 >= VERSION_PAST:
             return False
         self._put(me._replace(version=record.version + 1), now)
         return True

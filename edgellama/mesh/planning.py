@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from edgellama.errors import KernelConflictError, ModelConflictError, WireError
+from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.ram import Requirements, Unplaceable, place
 from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgellama.mesh.membership import Membership
 
 LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
-EPOCH_PAST: Final = 1 << 63  # far beyond any that is ever reached, so that there is a next one
+INCARNATION_PAST: Final = 1 << 64
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 CONTEXT_DEFAULT: Final = 2048
 
@@ -128,8 +128,6 @@ class Planning:
     ) -> bool:
         """Follow a greater plan; return whether the plan in force here has changed."""
         plan = announcement.plan
-        if plan.epoch >= EPOCH_PAST:
-            raise WireError("a plan of an epoch that cannot be reached")
         self._epoch_seen = max(self._epoch_seen, plan.epoch)
         lives = dict(zip((each.node for each in plan.stages), announcement.lives, strict=True))
         rank = self._rank(plan, lives)
@@ -296,7 +294,7 @@ class Planning:
         """Return what is less for the better of two plans: the elder's model, then the epoch."""
         offers = [each for each in self._offers() if each.model_root == plan.model_root]
         # Where nobody has the file any more, those who hold all layers do not need it.
-        unoffered = (0 if self._is_whole(plan, lives) else EPOCH_PAST, "")
+        unoffered = (0 if self._is_whole(plan, lives) else INCARNATION_PAST, "")
         incarnation, node = min(map(_seniority, offers), default=unoffered)
         return incarnation, node, -plan.epoch, plan.leader
 

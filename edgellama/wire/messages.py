@@ -24,17 +24,19 @@ from edgellama.values import (
     Span,
     StagePlacement,
 )
-from edgellama.wire.activations import PAYLOAD_BYTES_MAX, ROWS_MAX
+from edgellama.wire.activations import PAYLOAD_BYTES_MAX, ROWS_MAX, WIDTH_MAX
 from edgellama.wire.schema import (
     Choice,
     Flag,
     Hexadecimal,
+    Host,
     Many,
     Real,
     Record,
     Shape,
     Text,
     Unsigned,
+    Whole,
 )
 
 MEMBERS_MAX: Final = 1024
@@ -42,6 +44,9 @@ LAYERS_MAX: Final = 1024
 MODELS_MAX: Final = 16
 TOKENS_MAX: Final = 1 << 17
 PROMPT_BYTES_MAX: Final = 4 << 20
+PLAN_SESSIONS_MAX: Final = 64
+VERSION_PAST: Final = 1 << 63  # of a record, and of epochs: far beyond any that is ever reached,
+EPOCH_PAST: Final = 1 << 63  # so that there is always a next one
 SYSTEM_CHARACTERS_MAX: Final = 1 << 16
 ROOT_DIGITS: Final = 64
 
@@ -327,15 +332,17 @@ _SPAN = Record(Span, _U16, _U16)
 _COUNTERS = Record(LinkCounters, *[_U64] * 5)
 _MEMBER = Record(
     MemberRecord,
-    *(_NODE, _U64, _U64, Choice(*MEMBER_STATES), Text(64), Text(64), _U16, _U16, _U48, _U32),
+    *(_NODE, _U64, Whole(0, VERSION_PAST - 1), Choice(*MEMBER_STATES), Text(64), Host()),
+    *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
 )
 _MODEL = Record(
-    ModelFacts, _ROOT, Text(128), _U48, _U32, _U32, Many(_U48, LAYERS_MAX), _U48, _U32, _U48
+    *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),
+    *(Many(_U48, LAYERS_MAX, 1), _U48, _U32, _U48),
 )
 _PLAN = Record(
-    *(Plan, _U64, _NODE, _ROOT, _U32, _U16),
-    Many(Record(StagePlacement, _NODE, _SPAN), MEMBERS_MAX),
+    *(Plan, _U64, _NODE, _ROOT, Whole(1, (1 << 32) - 1), Whole(1, PLAN_SESSIONS_MAX)),
+    Many(Record(StagePlacement, _NODE, _SPAN), MEMBERS_MAX, 1),
 )
 _SAMPLING = Record(
     SamplingSettings,
@@ -428,6 +435,8 @@ def decode(data: bytes) -> Message:
     message: Message = kind.build(*values)
     if isinstance(message, Step):
         _check_step(message)
+    elif isinstance(message, PlanAnnouncement):
+        _check_announcement(message)
     return message
 
 
@@ -439,7 +448,8 @@ def _unpacked(header: memoryview) -> list[Any]:
             strict_map_key=True,
             max_str_len=_TEXT_CHARACTERS_MAX * 4,
             max_bin_len=ROOT_DIGITS,
-            max_array_len=TOKENS_MAX,
+            # Room is made for as many as are promised, before they are there.
+            max_array_len=min(TOKENS_MAX, len(header)),
             max_map_len=0,
             max_ext_len=0,
         )
@@ -468,3 +478,20 @@ def _check_step(step: Step) -> None:
         raise WireError(f"a step of {step.count} positions")
     if step.wanted > step.count or step.rows > step.count:
         raise WireError("a step that carries or wants more rows than it computes")
+
+
+def _check_announcement(announcement: PlanAnnouncement) -> None:
+    plan, model = announcement.plan, announcement.model
+    if plan.epoch >= EPOCH_PAST or len(announcement.lives) != len(plan.stages):
+        raise WireError("a plan of an epoch out of reach, or without a life for each stage")
+    if plan.model_root != model.root or plan.context > model.context_max:
+        raise WireError("a plan that does not fit its model")
+    if len({stage.node for stage in plan.stages}) != len(plan.stages):
+        raise WireError("a plan that names a node twice")
+    past = 0
+    for index, stage in enumerate(plan.stages):
+        if stage.span.first != past or stage.span.past < past + min(index, 1):
+            raise WireError("a plan whose spans are not all layers in their order")
+        past = stage.span.past
+    if past != model.layers:
+        raise WireError("a plan whose spans are not all layers in their order")

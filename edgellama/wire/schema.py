@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgellama.errors import WireError
@@ -27,22 +28,29 @@ class Shape(Protocol):
         """Return the value that ``packed`` stands for; WireError when it does not fit."""
 
 
-class Unsigned:
-    """An integer from 0 up to, and without, ``2**bits``."""
+class Whole:
+    """An integer from ``lowest`` to ``highest``."""
 
-    def __init__(self, bits: int) -> None:
-        self._limit = 1 << bits
+    def __init__(self, lowest: int, highest: int) -> None:
+        self._lowest, self._highest = lowest, highest
 
     def pack(self, value: int) -> int:
         """Return the integer itself."""
-        assert 0 <= value < self._limit
+        assert self._lowest <= value <= self._highest
         return value
 
     def unpack(self, packed: Any) -> int:
-        """Return the integer, its bound checked."""
-        if type(packed) is not int or not 0 <= packed < self._limit:
-            raise WireError(f"expected an integer below {self._limit}")
+        """Return the integer, its bounds checked."""
+        if type(packed) is not int or not self._lowest <= packed <= self._highest:
+            raise WireError(f"expected an integer from {self._lowest} to {self._highest}")
         return packed
+
+
+class Unsigned(Whole):
+    """An integer of so many bits, from 0 on."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(0, (1 << bits) - 1)
 
 
 class Real:
@@ -85,14 +93,29 @@ class Text:
         self._characters_max = characters_max
 
     def pack(self, value: str) -> str:
-        """Return the string, cut to the bound."""
-        return value[: self._characters_max]
+        """Return the string, cut to the bound; what is no character becomes a question mark."""
+        return value[: self._characters_max].encode(errors="replace").decode()
 
     def unpack(self, packed: Any) -> str:
         """Return the string, its length checked."""
         if type(packed) is not str or len(packed) > self._characters_max:
             raise WireError(f"expected a text of at most {self._characters_max} characters")
         return packed
+
+
+class Host(Text):
+    """An IPv4 address in dotted form, or empty: a name would have to be looked up."""
+
+    def __init__(self) -> None:
+        super().__init__(len("255.255.255.255"))
+
+    def unpack(self, packed: Any) -> str:
+        """Return the address, its form checked."""
+        host = super().unpack(packed)
+        try:
+            return str(IPv4Address(host)) if host else host
+        except ValueError as error:
+            raise WireError("expected an IPv4 address") from error
 
 
 class Hexadecimal:
@@ -113,20 +136,20 @@ class Hexadecimal:
 
 
 class Many:
-    """A tuple of at most ``count_max`` values of one shape."""
+    """A tuple of ``count_min`` to ``count_max`` values of one shape."""
 
-    def __init__(self, item: Shape, count_max: int) -> None:
-        self._item, self._count_max = item, count_max
+    def __init__(self, item: Shape, count_max: int, count_min: int = 0) -> None:
+        self._item, self._count_min, self._count_max = item, count_min, count_max
 
     def pack(self, value: Sequence[Any]) -> list[Any]:
         """Return the list of packed items."""
-        assert len(value) <= self._count_max
+        assert self._count_min <= len(value) <= self._count_max
         return [self._item.pack(each) for each in value]
 
     def unpack(self, packed: Any) -> tuple[Any, ...]:
         """Return the tuple of items, their number checked."""
-        if type(packed) is not list or len(packed) > self._count_max:
-            raise WireError(f"expected a list of at most {self._count_max} items")
+        if type(packed) is not list or not self._count_min <= len(packed) <= self._count_max:
+            raise WireError(f"expected a list of {self._count_min} to {self._count_max} items")
         return tuple(self._item.unpack(each) for each in packed)
 
 
