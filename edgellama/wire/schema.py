@@ -7,7 +7,6 @@ is passed over, so messages can grow at their end. Everything else that does not
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,10 +64,9 @@ class Real:
 
     def unpack(self, packed: Any) -> float:
         """Return the number, its bounds checked."""
-        if type(packed) not in (int, float) or not math.isfinite(packed):
-            raise WireError("expected a finite number")
-        if not self._lowest <= packed <= self._highest:
-            raise WireError(f"number outside {self._lowest} to {self._highest}")
+        # What is not a number is not between any two.
+        if type(packed) not in (int, float) or not self._lowest <= packed <= self._highest:
+            raise WireError(f"expected a number from {self._lowest} to {self._highest}")
         return float(packed)
 
 
