@@ -56,64 +56,79 @@ def requirements() -> list[str]:
     return sorted([*project["dependencies"], *TEST_PACKAGES])
 
 
-def key() -> str:
-    """Return a hash of what a set-up is made from."""
-    parts = [DEBIAN_SUITE, PYTHON, *requirements(), LAUNCHER, SITE]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def keys() -> dict[str, str]:
+    """Return what each part of a set-up is made from, hashed, by the part's folder."""
+    made_from = {
+        "root": [DEBIAN_SUITE, PYTHON],
+        "site": [PYTHON, *requirements(), LAUNCHER, SITE],
+    }
+    return {
+        name: hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        for name, parts in made_from.items()
+    }
+
+
+def _is_ready(part: str) -> bool:
+    note = folder() / part / READY
+    return note.is_file() and note.read_text() == keys()[part]
 
 
 def missing() -> str | None:
     """Return why nothing can be emulated here, in one line, or None."""
     if shutil.which(EMULATOR) is None:
         return f"{EMULATOR} is not installed"
-    ready = folder() / READY
-    if not ready.is_file() or ready.read_text() != key():
-        return "there is no aarch64 userland: run tools/aarch64.py set-up as root"
+    if not all(map(_is_ready, keys())):
+        return "there is no aarch64 userland of today: run tools/aarch64.py set-up as root"
     return None
 
 
 def set_up() -> None:
-    """Make the userland, unless it is there; files already fetched are not fetched again."""
-    for program in (EMULATOR, "debootstrap"):
-        if shutil.which(program) is None:
-            _install_programs()
-    if missing() is None:
-        return
-    root = folder()
-    shutil.rmtree(root, ignore_errors=True)
-    stage = root / "debs"
-    stage.mkdir(parents=True)
+    """Make the userland and its packages, each unless it is there."""
+    if shutil.which(EMULATOR) is None:
+        _install("qemu-user-static")
+    for part, make in (("root", _make_root), ("site", _make_site)):
+        if not _is_ready(part):
+            shutil.rmtree(folder() / part, ignore_errors=True)
+            make(folder() / part)
+            (folder() / part / READY).write_text(keys()[part])
+
+
+def _make_root(root: Path) -> None:
+    """Unpack Debian's packages; what their scripts would set up is not needed."""
+    if shutil.which("debootstrap") is None:
+        _install("debootstrap")
+    stage = folder() / "debs"
+    stage.mkdir(parents=True, exist_ok=True)
     _run(
         "debootstrap", "--arch=arm64", "--foreign", "--variant=minbase",
         f"--include=python{PYTHON},python3-distutils", DEBIAN_SUITE, str(stage),
     )  # fmt: skip
     for archive in sorted(stage.glob("var/cache/apt/archives/*.deb")):
-        _run("dpkg-deb", "-x", str(archive), str(root / "root"))
+        _run("dpkg-deb", "-x", str(archive), str(root))
     shutil.rmtree(stage)
+
+
+def _make_site(site: Path) -> None:
+    """Install wheels for the other machine, and what lets its Python start itself."""
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in GLIBC_MINORS]
     _run(
-        sys.executable, "-m", "pip", "install", "--quiet", "--target", str(root / "site"),
+        sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site),
         "--only-binary=:all:", "--implementation=cp", f"--python-version={PYTHON}",
         *platforms, "--platform=manylinux2014_aarch64", *requirements(),
     )  # fmt: skip
-    python = root / "root" / "usr" / "bin" / f"python{PYTHON}"
-    launcher = root / "python"
-    launcher.write_text(
-        LAUNCHER.format(emulator=shutil.which(EMULATOR), root=root / "root", python=python)
-    )
+    root = folder() / "root"
+    python = root / "usr" / "bin" / f"python{PYTHON}"
+    launcher = folder() / "python"
+    launcher.write_text(LAUNCHER.format(emulator=shutil.which(EMULATOR), root=root, python=python))
     launcher.chmod(0o755)
-    (root / "site" / "sitecustomize.py").write_text(SITE)
-    (root / READY).write_text(key())
+    (site / "sitecustomize.py").write_text(SITE)
 
 
-def _install_programs() -> None:
+def _install(package: str) -> None:
     if os.geteuid() != 0:
-        sys.exit(f"install qemu-user-static and debootstrap first: {EMULATOR} or debootstrap fails")
+        sys.exit(f"install the package {package} first, or run this as root")
     _run("apt-get", "update", "-qq")
-    _run(
-        "apt-get", "install", "-y", "-qq", "--no-install-recommends",
-        "qemu-user-static", "debootstrap",
-    )  # fmt: skip
+    _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", package)
 
 
 def _run(*command: str) -> None:

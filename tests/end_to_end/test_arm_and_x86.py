@@ -1,0 +1,74 @@
+"""A mesh of this machine and an emulated ARM device answers as either of them alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import emulated_arm
+import pytest
+from hosts import GREEDY, PROMPT, Host, Mesh, Status
+from network import Loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+pytestmark = pytest.mark.aarch64
+
+READY_WITHIN_S = 900  # emulated: the kernels may have to be compiled, and every start is slow
+
+
+class EmulatedHost(Host):
+    """A device whose Python is an ARM program. It has no multicast, so peers are named."""
+
+    cpu = emulated_arm.DOTPROD_CPU
+
+    def environment(self, changes: Mapping[str, str] | None = None) -> dict[str, str]:
+        return super().environment({**emulated_arm.tool().environment(self.cpu), **(changes or {})})
+
+    def _command(self, arguments: Sequence[object]) -> list[str]:
+        return [*emulated_arm.tool().command(), "-m", "edgellama", *map(str, arguments)]
+
+
+@pytest.fixture
+def pair(tmp_path: Path, expected: object) -> Iterator[tuple[Mesh, Host, EmulatedHost]]:
+    """Return two devices on loopback that have not joined: this machine's, and ARM."""
+    emulated_arm.skip_without()
+    with Mesh(Loopback(), tmp_path / "mesh") as mesh:
+        own = mesh.host()
+        other = EmulatedHost(mesh.network.add_host(), tmp_path / "mesh" / "arm")
+        mesh.hosts.append(other)
+        yield mesh, own, other
+
+
+def both_work(status: Status) -> bool:
+    here = [node for node in status["nodes"] if node["state"] == "alive"]
+    working = [node for node in here if node["layers"][0] < node["layers"][1]]
+    return bool(status["ready"]) and len(working) == len(here) == 2
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_same_answer_as_alone(
+    pair: tuple[Mesh, Host, EmulatedHost],
+    model: Path,
+    expected: Callable[..., dict[str, Any]],
+    backend: str,
+) -> None:
+    mesh, own, other = pair
+    own.join(*mesh.at(own), "--model", model, "--ram", "500M", "--name", "laptop")
+    other.join(*mesh.at(other), "--ram", "500M", "--name", "pi", "--backend", backend)
+    mesh.wait(own, both_work, READY_WITHIN_S)
+    answer = mesh.ask(own, PROMPT, "--json", *GREEDY).json
+    assert answer["text"] == expected(*GREEDY)["text"]
+    assert answer["tokens"] == expected(*GREEDY)["tokens"]
+    assert mesh.ask(other, PROMPT, "--json", *GREEDY).json["tokens"] == answer["tokens"]
+    for host in (own, other):
+        assert host.leave().code == 0
+
+
+def test_arm_alone_gives_the_same_answer(
+    pair: tuple[Mesh, Host, EmulatedHost], model: Path, expected: Callable[..., dict[str, Any]]
+) -> None:
+    _, _, other = pair
+    options = ("--model", model, "--json", "--backend", "numba", *GREEDY)
+    assert other.run("ask", *options, PROMPT).json["text"] == expected(*GREEDY)["text"]
