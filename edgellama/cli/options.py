@@ -98,20 +98,21 @@ def mesh_key() -> bytes:
     return hashlib.blake2b(secret.encode(), digest_size=32, person=b"edgellama key").digest()
 
 
-def model_file(text: str) -> Path:
+def model_file(text: str, option: str = "--model") -> Path:
     """Return the path of a model file that is there; MisuseError where it is not.
 
-    ``text`` is a path, the name of a pulled model, or the ``hf:`` reference it was pulled by.
+    ``text`` is a path, the name of a pulled model, or the ``hf:`` reference it was pulled by;
+    ``option`` is where it was given.
     """
     path = Path(text).expanduser()
     if not path.exists():
-        return _pulled_model_file(text)
+        return _pulled_model_file(text, option)
     if not path.is_file():
-        raise MisuseError(f"--model {text}: is not a file")
+        raise MisuseError(f"{option} {text}: is not a file")
     return path
 
 
-def _pulled_model_file(text: str) -> Path:
+def _pulled_model_file(text: str, option: str) -> Path:
     from edgellama.net.model_store import ModelStore
     from edgellama.net.paths import StatePaths
 
@@ -119,5 +120,5 @@ def _pulled_model_file(text: str) -> Path:
     if model is not None:
         return model.path
     if text.startswith("hf:"):
-        raise MisuseError(f"--model {text}: not pulled yet; run edgellama pull {text}")
-    raise MisuseError(f"--model {text}: there is no such file, and no pulled model of that name")
+        raise MisuseError(f"{option} {text}: not pulled yet; run edgellama pull {text}")
+    raise MisuseError(f"{option} {text}: there is no such file, and no pulled model of that name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def command(
         weights = _opened(source, output, opened)
         importance: Importance = {}
         if calibrate is not None:
-            importance = _importance(source, calibrate, threads, backend)
+            importance = _importance(weights, calibrate, threads, backend)
         team = threads or threads_default()
         if fit is not None:
             from edgellama.cli.tables import choices_table, show
@@ -85,22 +86,42 @@ def _opened(source: str, output: Path, opened: contextlib.ExitStack) -> WeightSo
         raise MisuseError(f"{output} is a folder; name the file to write")
     if not output.parent.is_dir():
         raise MisuseError(f"there is no folder {output.parent} to write to")
-    path = model_file(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        from edgellama.model.hugging_face_source import HuggingFaceSource
+
+        return HuggingFaceSource(folder)
+    path = model_file(source, "IN")
     if output.exists() and output.samefile(path):
         raise MisuseError("IN and OUT are the same file")
     return GgufSource(opened.enter_context(GgufFile.open(path)))
 
 
-def _importance(source: str, calibrate: str, threads: int | None, backend: str) -> Importance:
+def _importance(
+    weights: WeightSource, calibrate: str, threads: int | None, backend: str
+) -> Importance:
+    """Run the model over a text; one that is no GGUF file yet becomes one for as long."""
     from edgellama.cli.progress import progress_bar
+    from edgellama.model.weight_source import GgufSource
+    from edgellama.net.facts import threads_default
     from edgellama.net.paths import StatePaths
     from edgellama.node.calibrating import importance_of
+    from edgellama.node.quantizing import stored_kinds, write_quantized
     from edgellama.node.scoring import measured_model, read_text
 
     text = read_text(Path(calibrate).expanduser())
     paths = StatePaths.locate()
-    with (
-        measured_model(model_file(source), None, threads, backend, paths, note) as measured,
-        progress_bar("calibrating") as progress,
-    ):
-        return importance_of(measured, text, progress)
+    paths.make()
+    with tempfile.TemporaryDirectory(prefix="calibrating-", dir=paths.cache) as folder:
+        scratch = Path(folder)
+        model, kept = Path(weights.name), None
+        if not isinstance(weights, GgufSource):
+            model, kept = scratch / "model.gguf", scratch
+            with progress_bar("converting", in_bytes=True) as progress:
+                kinds = stored_kinds(weights)
+                write_quantized(weights, kinds, model, {}, threads or threads_default(), progress)
+        with (
+            measured_model(model, None, threads, backend, paths, note, kept) as measured,
+            progress_bar("calibrating") as progress,
+        ):
+            return importance_of(measured, text, progress)

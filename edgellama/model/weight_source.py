@@ -51,6 +51,9 @@ class WeightSource(Protocol):
     def raw_rows(self, tensor: SourceTensor, first: int, past: int) -> NDArray[np.uint8]:
         """Return rows in the tensor's own type: uint8 [n, bytes of a row]."""
 
+    def release(self) -> None:
+        """Let the system use the memory of what was read for other things."""
+
 
 class GgufSource:
     """An open GGUF file as it is."""
@@ -74,6 +77,10 @@ class GgufSource:
     def raw_rows(self, tensor: SourceTensor, first: int, past: int) -> NDArray[np.uint8]:
         """Return rows as they lie in the file."""
         return self._gguf.tensor_rows(tensor.name, first, past)
+
+    def release(self) -> None:
+        """Let the system have the pages of the mapped file."""
+        self._gguf.release_pages()
 
 
 def wide_rows(kind_name: str, raw: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:

@@ -59,6 +59,13 @@ def same_kind(source: WeightSource, wanted: str) -> dict[str, str]:
     return {tensor.name: kind_for(tensor, wanted) for tensor in source.tensors}
 
 
+def stored_kinds(source: WeightSource) -> dict[str, str]:
+    """Return each tensor's type where matrices stay as they are."""
+    return {
+        tensor.name: tensor.kind_name if is_matrix(tensor) else WIDE for tensor in source.tensors
+    }
+
+
 def fitting_kinds(
     source: WeightSource,
     target_bytes: int,
@@ -211,6 +218,7 @@ def _data(
     waiting: deque[tuple[OutputTensor, Future[bytes]]] = deque()
     try:
         for tensor, output in zip(source.tensors, outputs, strict=True):
+            source.release()
             step = max(1, SLICE_WEIGHTS // tensor.columns)
             for first in range(0, tensor.rows, step):
                 past = min(first + step, tensor.rows)

@@ -78,13 +78,15 @@ def measured_model(
     backend: str,
     paths: StatePaths,
     tell: Callable[[str], None],
+    scratch: Path | None = None,
 ) -> Iterator[MeasuredModel]:
     """Open a GGUF file; ``context`` None is 512, or what the model has where that is less.
 
+    What is made of the file is kept for the next time, or in the folder ``scratch``.
     Raises MisuseError for a context beyond the model's, and what a bad file raises.
     """
     paths.make()
-    store = Store(paths.store)
+    store = Store(scratch or paths.store)
     try:
         facts = own_model_facts(store.adopt(model), model)
         if context is not None and context > facts.context_max:
@@ -96,7 +98,7 @@ def measured_model(
         kernels = DeviceKernels(backend, threads, paths, tell)
         better: SimpleQueue[Kernels] = SimpleQueue()
         kernels.watch(better.put)
-        loaded = SpanLoader(store, PackedCache(paths.packed), b"", tell).load(
+        loaded = SpanLoader(store, PackedCache(scratch or paths.packed), b"", tell).load(
             plan, node, sources=list
         )
         opened = MeasuredModel(loaded, kernels.now, better)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import gguf
 import gguf_writing
+import hugging_face_folders
 import numpy as np
 import pytest
 
@@ -143,6 +144,23 @@ def test_calibrating(model: Path, tmp_path: Path) -> None:
     size = plain.stat().st_size + 40_000
     assert run(model, calibrated, "--fit", size, *options) == 0
     assert calibrated.stat().st_size <= size
+
+
+def test_a_folder_of_safetensors(tmp_path: Path) -> None:
+    config = hugging_face_folders.family_config("llama", hidden_size=256, intermediate_size=320)
+    tensors = hugging_face_folders.random_tensors(config)
+    folder = hugging_face_folders.write_folder(tmp_path / "model", config, tensors, "BF16")
+    text = tmp_path / "text.txt"
+    text.write_text("There is the cat and the other. " * 40, encoding="utf-8")
+    target = tmp_path / "out.gguf"
+    assert run(folder, target, "--type", "Q8_0") == 0
+    (found,) = (t for t in gguf.GGUFReader(target).tensors if t.name == "output.weight")
+    expected = gguf.quants.quantize(tensors["lm_head.weight"], gguf.GGMLQuantizationType.Q8_0)
+    assert found.data.tobytes() == expected.tobytes()
+    options = ["--calibrate", text, "--backend", "numpy"]
+    assert run(folder, target, "--type", "Q4_K", *options) == 0
+    assert "Q4_K" in kinds(target).values()
+    assert run(tmp_path, target, "--type", "Q8_0") == 2
 
 
 @pytest.mark.parametrize(
