@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 HEARTBEAT_S: Final = 1.0
 REDIAL_S: Final = 2.0
 REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
+DIALS_BEFORE_DEAD: Final = 5  # whom nobody reaches is dead; whom others reach refutes it
 
 
 def _rank(record: MemberRecord) -> tuple[int, int, int]:
@@ -53,6 +54,7 @@ class Membership:
         self._connected: dict[NodeId, int] = {}  # members only: node -> incarnation
         self._next_heartbeat = 0.0
         self._redial_at: dict[NodeId, float] = {}
+        self._dials: dict[NodeId, int] = {}  # in vain, since anybody's connection was last lost
         self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
 
     @property
@@ -90,12 +92,14 @@ class Membership:
         """Tell a member to which a link has come up all that is known."""
         self._connected[identity.node] = identity.incarnation
         self._redial_at.pop(identity.node, None)
+        self._dials.pop(identity.node, None)
         # Where this view calls the peer dead, the peer reads it here and refutes it.
         self._outbox.send(identity.node, self._gossip())
 
     def peer_disconnected(self, node: NodeId, left: bool, now: float) -> None:
         """Say that the member whose link is down has left, or is dead in this incarnation."""
         incarnation = self._connected.pop(node, None)
+        self._dials.clear()  # whoever vouched for the others may be the one that is gone
         record = self._records.get(node)
         if record and record.incarnation == incarnation and record.state == ALIVE:
             if not left:
@@ -141,6 +145,9 @@ class Membership:
             else:
                 self._redial_at[node] = now + (REDIAL_S if record.state == ALIVE else REDIAL_DEAD_S)
                 self._outbox.put(Dial(Address(record.host, record.port)))
+                self._dials[node] = self._dials.get(node, 0) + 1
+                if self._dials[node] == DIALS_BEFORE_DEAD and record.state == ALIVE:
+                    self._merge([record._replace(state=DEAD)], now)
 
     def heartbeat(self, epoch_seen: int, epoch_active: int) -> Heartbeat:
         """Return what this node says of itself every second."""

@@ -276,6 +276,28 @@ def test_a_cut_between_two_devices_only_delays(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_who_is_known_by_hearsay_alone_is_no_ghost(seed: int) -> None:
+    """Two devices never reach a third, and the only one that does dies together with it."""
+    cluster = SimulatedCluster(seed)
+    cluster.start("owner", 13, model=cluster.model)
+    cluster.start("second", 13)
+    between = cluster.start("between", 13)
+    cluster.until_ready(3)
+    hidden = cluster.start("hidden", 13)
+    cluster.partition([hidden], [cluster.nodes["owner"], cluster.nodes["second"]])
+    cluster.until(
+        lambda: all(len(node.core.membership.living()) == 4 for node in cluster.up()), "known"
+    )
+    cluster.run(13.0)  # as long as somebody reaches it, it is alive
+    for node in cluster.up():
+        assert [record.state for record in node.core.membership.records()] == [ALIVE] * 4
+    between.kill()
+    hidden.kill()
+    cluster.until_ready(2)
+    finish(cluster, *(cluster.ask(node) for node in cluster.up()))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_two_halves_of_a_mesh_become_one_again(seed: int) -> None:
     cluster = SimulatedCluster(seed, ROUGH)
     cluster.start("owner", 13, model=cluster.model)
