@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 1.0
 REDIAL_S: Final = 2.0
+SEEDS_REDIAL_S: Final = 5.0  # above a dial's own time, so that dials do not pile up
 REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
 DIALS_BEFORE_DEAD: Final = 5  # whom nobody reaches is dead; whom others reach refutes it
 
@@ -54,6 +55,8 @@ class Membership:
         self._connected: dict[NodeId, int] = {}  # members only: node -> incarnation
         self._next_heartbeat = 0.0
         self._redial_at: dict[NodeId, float] = {}
+        self._seeds: tuple[Address, ...] = ()
+        self._seeds_at = 0.0
         self._dials: dict[NodeId, int] = {}  # in vain, since anybody's connection was last lost
         self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
 
@@ -129,15 +132,24 @@ class Membership:
         self._put(self.me._replace(state=LEFT, version=self.me.version + 1), now)
         self._tell_all()
 
+    def seed(self, addresses: Iterable[Address]) -> None:
+        """Dial these addresses until there is a link to any member; they may not be up yet."""
+        self._seeds = tuple(dict.fromkeys(addresses))
+
     def next_timer(self) -> float:
         """Return when ``handle_timer`` wants to be called."""
-        return min([self._next_heartbeat, *self._redial_at.values()])
+        seeds = [self._seeds_at] if self._seeds and not self._connected else []
+        return min([self._next_heartbeat, *self._redial_at.values(), *seeds])
 
     def handle_timer(self, now: float) -> None:
         """Send heartbeats, and dial living members that this node has no link to."""
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_S
             self._plan_dials(now)
+        if self._seeds and not self._connected and now >= self._seeds_at:
+            self._seeds_at = now + SEEDS_REDIAL_S
+            for address in self._seeds:
+                self._outbox.put(Dial(address))
         for node in [node for node, due in self._redial_at.items() if now >= due]:
             record = self._records[node]
             if node in self._connected or record.state == LEFT:

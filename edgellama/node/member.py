@@ -164,14 +164,13 @@ class Member:
     def start(self) -> None:
         """Begin to find others and to serve."""
         self._kernels.watch(self._better_kernels)
+        known = [peer.address for peer in self._peers.all()]
+        self.core.membership.seed([*self._settings.peers, *known])
         for thread in self._threads:
             thread.start()
         self._paths.write_run_file(
             Address(self._settings.listen or "127.0.0.1", self._socket.address.port)
         )
-        known = [peer.address for peer in self._peers.all()]
-        for address in dict.fromkeys([*self._settings.peers, *known]):
-            self._dial(address)
         if self._settings.mdns:
             # Without --listen, mDNS follows the device from one network to the next.
             interfaces = self.addresses if self._settings.listen else None
