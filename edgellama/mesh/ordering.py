@@ -24,7 +24,9 @@ class AnswerOrder:
         """Return what is due now: pieces in their order, and the end after all of them."""
         if isinstance(message, Finished):
             self._finished = message
-        elif len(self.tokens) <= message.index and len(self._early) < EARLY_PIECES_MAX:
+        elif message.index == len(self.tokens) or (
+            message.index > len(self.tokens) and len(self._early) < EARLY_PIECES_MAX
+        ):
             self._early[message.index] = message
         due: list[Piece | Finished] = []
         while (piece := self._early.pop(len(self.tokens), None)) is not None:

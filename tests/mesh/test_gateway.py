@@ -1,0 +1,169 @@
+"""The gateway owns what is asked of it: hands over, hands over again, passes on, forgets."""
+
+from __future__ import annotations
+
+import pytest
+from mesh_building import A, B, C, ask_of, plan_of
+
+from edgellama.errors import EXIT_NO_MESH
+from edgellama.mesh.gateway import REQUESTS_MAX, Gateway
+from edgellama.values import LinkCounters
+from edgellama.wire.messages import Ask, Cancel, Failure, Finished, Message, Notice, Piece
+
+ASKER, OTHER_ASKER = "a" * 32, "b" * 32
+
+
+class Desk:
+    """A gateway, what it says to askers and what to homes."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str, Message]] = []
+        self.handed: list[tuple[str, Message]] = []
+        self.gateway = Gateway(
+            lambda asker, message: self.answers.append((asker, message)),
+            lambda home, message: self.handed.append((home, message)),
+        )
+
+    def said(self) -> list[tuple[str, Message]]:
+        """Return what askers have been told since the last call."""
+        said, self.answers = self.answers, []
+        return said
+
+    def given(self) -> list[tuple[str, Message]]:
+        """Return what homes have been given since the last call."""
+        given, self.handed = self.handed, []
+        return given
+
+
+def piece(index: int, request: int = 7) -> Piece:
+    return Piece(request, index, (100 + index,), "x")
+
+
+def finished(count: int, request: int = 7) -> Finished:
+    return Finished(request, "stop", count, "", (), 0, 0, (), LinkCounters())
+
+
+def desk_with_plan() -> Desk:
+    desk = Desk()
+    desk.gateway.follow(plan_of(A, B))
+    return desk
+
+
+def test_an_answer_goes_through_in_order() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(), "")
+    assert desk.given() == [(A, ask_of())]
+    for message in (finished(2), piece(1), piece(0)):
+        assert desk.gateway.home_says(message)
+    assert desk.said() == [(ASKER, piece(0)), (ASKER, piece(1)), (ASKER, finished(2))]
+    assert not desk.gateway.home_says(piece(2))
+    assert desk.said() == []
+
+
+def test_before_there_is_a_plan_the_asker_is_told_what_it_waits_for() -> None:
+    desk = Desk()
+    desk.gateway.ask(ASKER, ask_of(), "")
+    assert desk.said() == [(ASKER, Notice(7, "waiting for the devices to load their layers"))]
+    assert desk.given() == []
+    desk.gateway.follow(plan_of(A, B))
+    assert desk.given() == [(A, ask_of())]
+
+
+def test_in_trouble_the_request_fails_at_once() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(), "too little memory")
+    assert desk.said() == [(ASKER, Failure(7, EXIT_NO_MESH, "too little memory"))]
+    assert desk.given() == []
+
+
+def test_trouble_ends_every_request() -> None:
+    desk = Desk()
+    for request in (1, 2):
+        desk.gateway.ask(ASKER, ask_of(request=request), "")
+    desk.said()
+    desk.gateway.give_up("gone")
+    assert desk.said() == [(ASKER, Failure(each, EXIT_NO_MESH, "gone")) for each in (1, 2)]
+    desk.gateway.give_up("gone")
+    assert desk.said() == []
+
+
+@pytest.mark.parametrize("home", [A, B])
+def test_the_next_plans_home_gets_the_request_with_the_tokens_known(home: str) -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(tokens=(99,)), "")
+    desk.gateway.home_says(piece(1))
+    desk.gateway.home_says(piece(3))  # comes too early: not known yet
+    desk.given()
+    desk.gateway.follow(plan_of(home, C, epoch=6))
+    assert desk.given() == [(home, ask_of(tokens=(99, 101)))]
+
+
+def test_a_home_that_was_away_gets_its_requests_again() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(), "")
+    desk.given()
+    desk.gateway.home_connected(B)
+    assert desk.given() == []
+    desk.gateway.home_connected(A)
+    assert desk.given() == [(A, ask_of())]
+
+
+def test_what_home_refuses_at_once_ends_the_request_while_others_are_handed_over() -> None:
+    desk = Desk()
+    for request in (1, 2, 3):
+        desk.gateway.ask(ASKER, ask_of(request=request), "")
+    desk.said()
+
+    def refuse(home: str, message: Ask | Cancel) -> None:
+        desk.gateway.home_says(Failure(message.request, 2, "no"))
+
+    desk.gateway._hand_over = refuse
+    desk.gateway.follow(plan_of(A))
+    assert desk.said() == [(ASKER, Failure(each, 2, "no")) for each in (1, 2, 3)]
+
+
+def test_only_the_asker_cancels() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(), "")
+    desk.given()
+    desk.gateway.cancel(OTHER_ASKER, 7)
+    desk.gateway.cancel(ASKER, 8)
+    assert desk.given() == []
+    desk.gateway.cancel(ASKER, 7)
+    assert desk.given() == [(A, Cancel(7))]
+    assert not desk.gateway.home_says(piece(0))
+    assert desk.said() == []
+
+
+def test_a_cancelled_request_that_was_never_handed_over() -> None:
+    desk = Desk()
+    desk.gateway.ask(ASKER, ask_of(), "")
+    desk.gateway.cancel(ASKER, 7)
+    desk.gateway.follow(plan_of(A))
+    assert desk.given() == []
+
+
+def test_who_is_gone_takes_its_requests_along() -> None:
+    desk = desk_with_plan()
+    for request, asker in ((1, ASKER), (2, OTHER_ASKER), (3, ASKER)):
+        desk.gateway.ask(asker, ask_of(request=request), "")
+    desk.given()
+    desk.gateway.cancel_of(ASKER)
+    assert desk.given() == [(A, Cancel(1)), (A, Cancel(3))]
+    assert desk.gateway.home_says(piece(0, 2))
+
+
+def test_a_number_in_use_and_too_many_requests_are_refused() -> None:
+    desk = desk_with_plan()
+    for request in range(REQUESTS_MAX):
+        desk.gateway.ask(ASKER, ask_of(request=request), "")
+    assert desk.said() == []
+    desk.gateway.ask(ASKER, ask_of(request=REQUESTS_MAX), "")
+    ((_, refused),) = desk.said()
+    assert isinstance(refused, Failure)
+    assert refused.request == REQUESTS_MAX
+    desk.gateway.ask(OTHER_ASKER, ask_of(request=3), "")
+    ((asker, refused),) = desk.said()
+    assert (asker, type(refused)) == (OTHER_ASKER, Failure)
+    assert desk.gateway.home_says(piece(0, 3))
+    assert desk.said() == [(ASKER, piece(0, 3))]
