@@ -20,7 +20,7 @@ PROMPT = "one two three"
 
 RAM = "300M"  # the share that a node offers; the file has about 620 MB
 CONTEXT = 256
-OVERHEAD_BYTES = 200 * 10**6  # interpreter, kernels, scratch; a second copy of a share is more
+OVERHEAD_BYTES = 150 * 10**6  # interpreter, kernels, scratch: docs/measurements/mesh.md
 LIMIT_BYTES = 512 * 2**20  # of the whole process: share, interpreter, kernels, transfer
 
 
