@@ -8,7 +8,10 @@ from edgellama_kernels.interface import (
     HiddenRows,
     Kernels,
     NonFinite,
+    Program,
     Rows,
+    Unrecordable,
+    Verbs,
     allocate_cache_layer,
 )
 from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, WeightKind, packed_bytes
@@ -22,7 +25,10 @@ __all__ = [
     "Kernels",
     "NonFinite",
     "PackedMatrix",
+    "Program",
     "Rows",
+    "Unrecordable",
+    "Verbs",
     "WeightKind",
     "allocate_cache_layer",
     "exponential",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgellama_kernels.interface import LANE_POSITIONS, TILE_POSITIONS
-from edgellama_kernels.jit import inlined, kernel
+from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import FULL, LOWEST_SCORE, exp_of_scores, load_lanes, store_lanes
 from edgellama_kernels.reference import ONE
 from edgellama_kernels.vec import (
@@ -39,14 +39,17 @@ QUERY_LIMIT_BITS = np.int32((127 + 100) << 23)  # of 2^100
 TILE_CHUNKS = TILE_POSITIONS // LANE_POSITIONS
 
 
-@kernel
-def round_queries(queries: int, scale: np.float32, rounded: int, count: int) -> int:
-    """Rule 7 (a) on ``count`` float32; 1 where a score could overflow."""
+@part
+def round_queries(
+    queries: int, rounded: int, width: int, scale: np.float32, first: int, past: int
+) -> int:
+    """Rule 7 (a) on heads of ``width`` float32; 1 where a score could overflow."""
     largest = zeros_i32x8()
-    for i in range(0, count, FULL):
-        lanes = rounded_13_bits(load_lanes(queries, i, count - i) * splat_f32(scale))
+    stop = past * width
+    for i in range(first * width, stop, FULL):
+        lanes = rounded_13_bits(load_lanes(queries, i, stop - i) * splat_f32(scale))
         largest = larger_i32(largest, magnitude_bits(lanes))
-        store_lanes(rounded, i, count - i, lanes)
+        store_lanes(rounded, i, stop - i, lanes)
     return 1 if max_i32(largest) >= QUERY_LIMIT_BITS else 0
 
 
@@ -185,10 +188,10 @@ def mix_four(
             store_f32x8(y, row + high, total[1] * inverse)
 
 
-@kernel
+@part
 def attend(
-    queries: int, keys: int, values: int, y: int, tokens: int, heads: int, kv_heads: int,
-    width: int, capacity: int, position: int, first: int, past: int, scratch: int,
+    queries: int, keys: int, values: int, y: int, heads: int, kv_heads: int, width: int,
+    capacity: int, tokens: int, position: int, first: int, past: int, scratch: int,
 ) -> int:  # fmt: skip
     """Rule 7 for rounded queries [tokens, heads, width]; a unit is four rows of one key head.
 

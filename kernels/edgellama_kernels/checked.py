@@ -18,6 +18,7 @@ from edgellama_kernels.interface import (
     HiddenRows,
     NonFinite,
     QuantizedBlocks,
+    Recording,
     Rows,
 )
 from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
@@ -121,6 +122,10 @@ class CheckedKernels(abc.ABC):
             raise ValueError(f"{heads} query heads do not share {cache.kv_heads} key heads")
         _check_positions(cache, position, tokens)
         return self._attention(queries, cache, position).reshape(tokens, heads * width)
+
+    def record(self, tokens_max: int, width: int, head_width: int) -> Recording | None:
+        """Return None: a program would not be faster."""
+        return None
 
     @abc.abstractmethod
     def _expand(self, halves: NDArray[np.uint16], exponents: NDArray[np.uint8]) -> Float32: ...

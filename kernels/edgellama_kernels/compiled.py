@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellama_kernels import attention, elementwise, jit, matmul
+from edgellama_kernels import jit, operations
+from edgellama_kernels.attention import ROWS_AT_ONCE
 from edgellama_kernels.checked import CheckedKernels
 from edgellama_kernels.interface import (
     TILE_POSITIONS,
@@ -17,21 +18,22 @@ from edgellama_kernels.interface import (
     QuantizedBlocks,
 )
 from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
-from edgellama_kernels.reference import ONE, ReferenceKernels
-from edgellama_kernels.team import Team
+from edgellama_kernels.matmul import TOKENS_TILE, matrix_operands
+from edgellama_kernels.program import COLUMNS, OPERANDS
+from edgellama_kernels.recording import Recording
+from edgellama_kernels.reference import HALF_ROUNDS_TO_INFINITY, ReferenceKernels
+from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgellama_kernels.operations import Operation
+
 _VECTOR = 8
 
 
-def _address(array: NDArray[Any] | None) -> int:
-    return 0 if array is None else int(array.__array_interface__["data"][0])
-
-
 class CompiledKernels(CheckedKernels):
-    """Every kernel compiled for this machine; the first call of each compiles it or loads it."""
+    """Every verb compiled for this machine; the first call compiles them all or loads them."""
 
     name = "numba"
     cache_note = jit.CACHE_NOTE
@@ -40,32 +42,44 @@ class CompiledKernels(CheckedKernels):
         self.threads = threads
         self._team = Team(threads)
 
+    def record(self, tokens_max: int, width: int, head_width: int) -> Recording:
+        """Return verbs to write down layers with, to run them in one call."""
+        return Recording(self._team, tokens_max, width, head_width)
+
     def close(self) -> None:
         """End the team's threads."""
         self._team.close()
 
+    def _do(
+        self, operation: Operation, tokens: int, work: int, scratch: int = 0, position: int = 0
+    ) -> None:
+        """Run one operation; raises NonFinite. See ``Team.run``."""
+        rows = np.zeros((1, COLUMNS), np.int64)
+        rows[0, 0], rows[0, 2:OPERANDS] = operation.code, operation[2:]
+        rows[0, OPERANDS : OPERANDS + len(operation.operands)] = operation.operands
+        status = self._team.run(Table(rows, None), tokens, position, scratch, work)
+        if status:
+            raise NonFinite(operations.REFUSALS[status])
+
     def _expand(self, halves: NDArray[np.uint16], exponents: NDArray[np.uint8]) -> Float32:
         tokens, width = halves.shape
         y = np.empty((tokens, width), np.float32)
-        arguments = (_address(halves), _address(exponents), _address(y), width)
-        if self._team.run(elementwise.expand, arguments, tokens, y.size):
-            raise NonFinite("a hidden row holds infinity or NaN")
+        operation = operations.expand(address(halves), address(exponents), address(y), width)
+        self._do(operation, tokens, y.size)
         return y
 
     def _shrink(self, x: Float32) -> HiddenRows:
         tokens, width = x.shape
         hidden = HiddenRows(np.empty((tokens, width), np.uint16), np.empty(tokens, np.uint8))
-        arguments = (_address(x), _address(hidden.halves), _address(hidden.exponents), width)
-        if self._team.run(elementwise.shrink, arguments, tokens, x.size):
-            raise NonFinite("the hidden state became infinite or NaN")
+        operation = operations.shrink(address(x), *map(address, hidden), width)
+        self._do(operation, tokens, x.size)
         return hidden
 
     def _rms_norm(self, x: Float32, weight: Float32, epsilon: np.float32) -> Float32:
         tokens, width = x.shape
         y = np.empty_like(x)
-        arguments = (_address(x), _address(weight), _address(y), width, epsilon)
-        if self._team.run(elementwise.rms_norm, arguments, tokens, x.size):
-            raise NonFinite("a norm met infinity, NaN or a sum of squares without a root")
+        operation = operations.norm(address(x), address(weight), address(y), width, epsilon)
+        self._do(operation, tokens, x.size)
         return y
 
     def _quantize(self, x: Float32) -> QuantizedBlocks:
@@ -76,10 +90,7 @@ class CompiledKernels(CheckedKernels):
             np.empty((count, tokens), np.float32),
             np.empty((count, tokens), np.int32),
         )
-        addresses = (_address(array) for array in blocks)
-        arguments = (_address(x), *addresses, tokens, columns)
-        if self._team.run(elementwise.quantize, arguments, tokens, x.size):
-            raise NonFinite("the input of a matmul is infinite or NaN")
+        self._do(operations.quantize(address(x), *map(address, blocks), columns), tokens, x.size)
         return blocks
 
     def _matmul_blocks(
@@ -99,51 +110,50 @@ class CompiledKernels(CheckedKernels):
         residual: Float32 | None,
     ) -> Float32:
         y = np.empty((tokens, matrix.rows), np.float32)
-        quantized = (_address(array) for array in blocks or (None, None, None))
-        arguments = (
-            matmul.KIND_CODES[matrix.kind], matrix.address, matrix.scales_address, matrix.columns,
-            matrix.rows, _address(x), *quantized, _address(residual), _address(y), tokens,
+        quants, scales, corrections = map(address, blocks or (None, None, None))
+        operation = operations.multiply(
+            matrix_operands(matrix), address(x), (quants, scales, corrections),
+            address(residual), address(y), matrix.groups,
         )  # fmt: skip
-        work, scratch = matrix.buffer.size * tokens, matmul.TOKENS_TILE * _VECTOR
-        self._team.run(matmul.multiply, arguments, matrix.groups, work, scratch)
+        self._do(operation, tokens, matrix.buffer.size * tokens, TOKENS_TILE * _VECTOR)
         return y
 
     def _rope(self, x: Float32, table: Float32) -> None:
         tokens, heads, width = x.shape
-        arguments = (_address(x), _address(table), heads, width)
-        self._team.run(elementwise.rope, arguments, tokens, x.size)
+        self._do(operations.rope(address(x), address(table), heads, width), tokens, x.size)
 
     def _silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         tokens, width = gate.shape
         y = np.empty_like(gate)
-        arguments = (_address(gate), _address(up), _address(y), width)
-        self._team.run(elementwise.silu_multiply, arguments, tokens, 8 * y.size)
+        operation = operations.silu_multiply(address(gate), address(up), address(y), width)
+        self._do(operation, tokens, 8 * y.size)
         return y
 
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         tokens, kv_heads, width = keys.shape
-        arguments = (
-            _address(keys), _address(values), _address(cache.keys), _address(cache.values),
-            kv_heads, width, cache.capacity, position,
-        )  # fmt: skip
-        if elementwise.store_cache(*arguments, 0, tokens):
-            raise NonFinite("a key or value is too large for the cache, infinite or NaN")
+        for numbers in (keys, values):
+            if not (np.abs(numbers) < HALF_ROUNDS_TO_INFINITY).all():
+                raise NonFinite(operations.REFUSALS[operations.STORE])
+        arrays = address(cache.keys), address(cache.values)
+        operation = operations.store(
+            address(keys), address(values), arrays, kv_heads, width, cache.capacity
+        )
+        self._do(operation, tokens, keys.size, position=position)
 
     def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
         tokens, heads, width = queries.shape
         if width < _VECTOR:
             return ReferenceKernels()._attention(queries, cache, position)
         rounded, y = np.empty_like(queries), np.empty_like(queries)
-        scale = ONE / np.sqrt(np.float32(width))
-        if attention.round_queries(_address(queries), scale, _address(rounded), queries.size):
-            raise NonFinite("a query is too large, infinite or NaN")
-        rows = tokens * (heads // cache.kv_heads)
-        units = cache.kv_heads * -(-rows // attention.ROWS_AT_ONCE)
-        arguments = (
-            _address(rounded), _address(cache.keys), _address(cache.values), _address(y),
-            tokens, heads, cache.kv_heads, width, cache.capacity, position,
+        self._do(
+            operations.round_queries(address(queries), address(rounded), heads, width),
+            tokens,
+            queries.size,
+        )
+        operation = operations.attend(
+            address(rounded), (address(cache.keys), address(cache.values)), address(y),
+            heads, cache.kv_heads, width, cache.capacity,
         )  # fmt: skip
-        scratch = attention.ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS)
-        work = queries.size * (position + tokens)
-        self._team.run(attention.attend, arguments, units, work, scratch)
+        scratch = ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS)
+        self._do(operation, tokens, queries.size * (position + tokens), scratch, position)
         return y

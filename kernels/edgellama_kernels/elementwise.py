@@ -1,7 +1,8 @@
 """Compiled kernels on rows: quantising, norm, RoPE, SiLU, hidden rows and the KV cache's writes.
 
-All arguments are addresses of C-ordered arrays and sizes. A kernel works on the rows ``first`` up
-to ``past`` and returns 0, or 1 when it met a number that the contract refuses.
+All arguments are addresses of C-ordered arrays and sizes. Each function works on the units
+``first`` up to ``past``, a unit being a row where it says nothing else, and returns 0, or 1 when it
+met a number that the contract refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgellama_kernels.interface import LANE_POSITIONS
-from edgellama_kernels.jit import inlined, kernel
+from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
 from edgellama_kernels.reference import BLOCK_MAX_TINY, HALF_LIMIT, ONE, ZERO
 from edgellama_kernels.vec import (
@@ -48,6 +49,7 @@ HALF_NOT_FINITE_BITS = 0x7C00
 HALF_TO_FLOAT = np.float32(2.0**112)  # between the exponent biases of fp16 and float32
 INFINITY = np.float32(np.inf)
 LEVELS = np.float32(127)
+PIECE_NUMBERS = 32  # of a row: so few can be shared among threads when there is one token
 
 
 @inlined
@@ -60,35 +62,35 @@ def largest_magnitude(x: int, index: int, count: int) -> Any:
     return max_i32(largest)
 
 
-@kernel
+@part
 def quantize(
-    x: int, quants: int, scales: int, corrections: int, tokens: int, columns: int,
+    x: int, quants: int, scales: int, corrections: int, columns: int, tokens: int,
     first: int, past: int,
 ) -> int:  # fmt: skip
-    """Rule 2: float32 [tokens, columns] to block-major quants, scales and corrections."""
-    for token in range(first, past):
-        for block in range(columns // 32):
-            at = token * columns + block * 32
-            to = block * tokens + token
-            bits = largest_magnitude(x, at, 32)
-            if bits >= NOT_FINITE_BITS:
-                return 1
-            largest = bits_f32(bits)
-            scale = inverse = ZERO
-            if largest >= BLOCK_MAX_TINY:
-                scale = largest / LEVELS
-                inverse = LEVELS / largest
-            total = zeros_i32x8()
-            for i in range(0, 32, FULL):
-                lanes = i32_from_float(nearest(load_f32x8(x, at + i) * splat_f32(inverse)))
-                store_i32x8_as_i8(quants, to * 32 + i, lanes)
-                total = total + lanes
-            store_f32(scales, to, scale)
-            store_i32(corrections, to, np.int32(-8) * sum_i32(total))
+    """Rule 2: float32 [tokens, columns] to block-major blocks. A unit is 32 columns of a row."""
+    blocks = columns // 32
+    for unit in range(first, past):
+        at = unit * 32
+        to = unit % blocks * tokens + unit // blocks
+        bits = largest_magnitude(x, at, 32)
+        if bits >= NOT_FINITE_BITS:
+            return 1
+        largest = bits_f32(bits)
+        scale = inverse = ZERO
+        if largest >= BLOCK_MAX_TINY:
+            scale = largest / LEVELS
+            inverse = LEVELS / largest
+        total = zeros_i32x8()
+        for i in range(0, 32, FULL):
+            lanes = i32_from_float(nearest(load_f32x8(x, at + i) * splat_f32(inverse)))
+            store_i32x8_as_i8(quants, to * 32 + i, lanes)
+            total = total + lanes
+        store_f32(scales, to, scale)
+        store_i32(corrections, to, np.int32(-8) * sum_i32(total))
     return 0
 
 
-@kernel
+@part
 def rms_norm(
     x: int, weight: int, y: int, width: int, epsilon: np.float32,
     first: int, past: int,
@@ -119,37 +121,41 @@ def rms_norm(
     return 0
 
 
-@kernel
+@part
 def rope(x: int, table: int, heads: int, width: int, first: int, past: int) -> int:
-    """Rule 6 in place on float32 [tokens, heads, width]."""
+    """Rule 6 in place on float32 [tokens, heads, width]. A unit is a head of a row."""
     half = width // 2
-    for token in range(first, past):
-        turn = token * width
-        for head in range(heads):
-            at = (token * heads + head) * width
-            for i in range(0, half, FULL):
-                left = half - i
-                a = load_lanes(x, at + i, left)
-                b = load_lanes(x, at + half + i, left)
-                cosine = load_lanes(table, turn + i, left)
-                sine = load_lanes(table, turn + half + i, left)
-                store_lanes(x, at + i, left, a * cosine - b * sine)
-                store_lanes(x, at + half + i, left, a * sine + b * cosine)
+    for unit in range(first, past):
+        turn = unit // heads * width
+        at = unit * width
+        for i in range(0, half, FULL):
+            left = half - i
+            a = load_lanes(x, at + i, left)
+            b = load_lanes(x, at + half + i, left)
+            cosine = load_lanes(table, turn + i, left)
+            sine = load_lanes(table, turn + half + i, left)
+            store_lanes(x, at + i, left, a * cosine - b * sine)
+            store_lanes(x, at + half + i, left, a * sine + b * cosine)
     return 0
 
 
-@kernel
+@part
 def silu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int) -> int:
-    """Rule 5 on float32 [tokens, width]."""
-    for i in range(first * width, past * width, FULL):
-        left = past * width - i
-        g = load_lanes(gate, i, left)
-        activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - g))
-        store_lanes(y, i, left, activated * load_lanes(up, i, left))
+    """Rule 5 on float32 [tokens, width]. A unit is a piece of a row."""
+    pieces = -(-width // PIECE_NUMBERS)
+    for unit in range(first, past):
+        row = unit // pieces * width
+        start = unit % pieces * PIECE_NUMBERS
+        stop = min(start + PIECE_NUMBERS, width)
+        for i in range(row + start, row + stop, FULL):
+            left = row + stop - i
+            g = load_lanes(gate, i, left)
+            activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - g))
+            store_lanes(y, i, left, activated * load_lanes(up, i, left))
     return 0
 
 
-@kernel
+@part
 def shrink(x: int, halves: int, exponents: int, width: int, first: int, past: int) -> int:
     """Rule 8: float32 [tokens, width] to fp16 rows and their exponents."""
     for token in range(first, past):
@@ -177,7 +183,7 @@ def store_half_lanes(address: int, index: int, count: int, lanes: Any) -> None:
             store_u16(address, index + lane, lane_half(lanes, lane))
 
 
-@kernel
+@part
 def expand(halves: int, exponents: int, y: int, width: int, first: int, past: int) -> int:
     """Rule 8 backwards: fp16 rows and exponents to float32 [tokens, width]."""
     largest = zeros_i32x8()
@@ -201,28 +207,30 @@ def expand(halves: int, exponents: int, y: int, width: int, first: int, past: in
     return 1 if max_i32(largest) >= NOT_FINITE_BITS else 0
 
 
-@kernel
+@part
 def store_cache(
     keys: int, values: int, cache_keys: int, cache_values: int, kv_heads: int, width: int,
     capacity: int, position: int, first: int, past: int,
 ) -> int:  # fmt: skip
-    """Write float32 [tokens, kv_heads, width] as fp16, keys with the position as the lane."""
-    count = (past - first) * kv_heads * width
-    if largest_magnitude(keys, 0, count) >= HALF_OVERFLOW_BITS:
-        return 1
-    if largest_magnitude(values, 0, count) >= HALF_OVERFLOW_BITS:
-        return 1
-    for token in range(first, past):
+    """Write float32 [tokens, kv_heads, width] as fp16, keys with the position as the lane.
+
+    A unit is a head of a row.
+    """
+    for unit in range(first, past):
+        token, head = divmod(unit, kv_heads)
+        at = unit * width
+        if largest_magnitude(keys, at, width) >= HALF_OVERFLOW_BITS:
+            return 1
+        if largest_magnitude(values, at, width) >= HALF_OVERFLOW_BITS:
+            return 1
         chunk, lane = divmod(position + token, LANE_POSITIONS)
-        for head in range(kv_heads):
-            at = (token * kv_heads + head) * width
-            value_at = (head * capacity + position + token) * width
-            key_at = (head * (capacity // LANE_POSITIONS) + chunk) * width
-            for i in range(0, width, FULL):
-                left = width - i
-                store_half_lanes(cache_values, value_at + i, left, load_lanes(values, at + i, left))
-                lanes = load_lanes(keys, at + i, left)
-                for d in range(min(FULL, left)):
-                    to = (key_at + i + d) * LANE_POSITIONS + lane
-                    store_u16(cache_keys, to, lane_half(lanes, d))
+        value_at = (head * capacity + position + token) * width
+        key_at = (head * (capacity // LANE_POSITIONS) + chunk) * width
+        for i in range(0, width, FULL):
+            left = width - i
+            store_half_lanes(cache_values, value_at + i, left, load_lanes(values, at + i, left))
+            lanes = load_lanes(keys, at + i, left)
+            for d in range(min(FULL, left)):
+                to = (key_at + i + d) * LANE_POSITIONS + lane
+                store_u16(cache_keys, to, lane_half(lanes, d))
     return 0

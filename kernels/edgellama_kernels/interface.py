@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellama_kernels.layout import PackedMatrix
 
 Float32 = NDArray[np.float32]
@@ -23,6 +25,10 @@ class BackendUnavailable(RuntimeError):  # noqa: N818 - a fact, not a fault
 
 class NonFinite(ArithmeticError):  # noqa: N818 - names the number, not the fault
     """A kernel met infinity or NaN, or a value too large for where it must be kept."""
+
+
+class Unrecordable(RuntimeError):  # noqa: N818 - a fact, not a fault
+    """A program cannot be made of what was recorded; the verbs can be run one by one."""
 
 
 class HiddenRows(NamedTuple):
@@ -93,27 +99,12 @@ class Rows:
         self.blocks: QuantizedBlocks | None = None
 
 
-class Kernels(Protocol):
-    """The operations of a decoder. One instance serves one compute thread and owns its team.
+class Verbs(Protocol):
+    """The operations of a decoder layer.
 
     T is the number of tokens. Every output element has the same bits whatever T, the number of
     threads and the backend. Shapes that do not fit raise ValueError.
     """
-
-    @property
-    def name(self) -> str:
-        """The backend: "numpy" or "numba"."""
-
-    @property
-    def threads(self) -> int:
-        """How many threads compute."""
-
-    @property
-    def cache_note(self) -> str | None:
-        """One line for a person when compiled code cannot be kept for the next start."""
-
-    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
-        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
 
     def expand(self, hidden: HiddenRows) -> Float32:
         """Return hidden rows as float32 [T, width]; raises NonFinite."""
@@ -152,6 +143,62 @@ class Kernels(Protocol):
         """Return [T, heads * D] for queries [T, heads, D]; query t stands at ``position + t``.
 
         It sees the cached positions up to its own. Raises NonFinite.
+        """
+
+
+class Program(Protocol):
+    """Recorded verbs of some layers, run in one call for up to ``tokens_max`` tokens."""
+
+    def run(
+        self, hidden: HiddenRows, turns: Float32, caches: Sequence[CacheLayer], position: int
+    ) -> HiddenRows:
+        """Return the last layer's output for T tokens from ``position`` on; raises NonFinite.
+
+        ``turns``: the RoPE table, float32 [T, 2, head_width // 2]; ``caches``: one for each layer.
+        """
+
+
+class Recording(Verbs, Protocol):
+    """Verbs that are written down instead of run; their arrays have no numbers."""
+
+    @property
+    def hidden(self) -> Any:
+        """The hidden rows that a run is given."""
+
+    @property
+    def turns(self) -> Any:
+        """The RoPE table that a run is given."""
+
+    def cache(self, layer: int) -> Any:
+        """Return what stands for the cache of the run's ``layer``-th layer."""
+
+    def finish(self, hidden: Any) -> Program:
+        """Return the program whose result is ``hidden``."""
+
+
+class Kernels(Verbs, Protocol):
+    """The verbs of a backend. One instance serves one compute thread and owns its team."""
+
+    @property
+    def name(self) -> str:
+        """The backend: "numpy" or "numba"."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute."""
+
+    @property
+    def cache_note(self) -> str | None:
+        """One line for a person when compiled code cannot be kept for the next start."""
+
+    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
+        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
+
+    def record(self, tokens_max: int, width: int, head_width: int) -> Recording | None:
+        """Return verbs to write down layers with, None where a program would not be faster.
+
+        ``width`` is the hidden rows', ``head_width`` that of keys and RoPE. A verb may raise
+        Unrecordable.
         """
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgellama_kernels.block_words import dot_bytes, dot_nibbles, load_block, load_nibbles
-from edgellama_kernels.jit import inlined, kernel
+from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import load_lanes, store_lanes
-from edgellama_kernels.layout import WeightKind
+from edgellama_kernels.layout import PackedMatrix, WeightKind
 from edgellama_kernels.vec import (
     PREFETCH_BYTES,
     broadcast_f32,
@@ -49,7 +49,7 @@ def finish(y: int, residual: int, index: int, count: int, lanes: Any) -> None:
     store_lanes(y, index, count, lanes)
 
 
-@kernel
+@part
 def decode_nibbles(
     quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
     residual: int, y: int, rows: int, first: int, past: int,
@@ -70,7 +70,7 @@ def decode_nibbles(
     return 0
 
 
-@kernel
+@part
 def decode_bytes(
     quants: int, scales: int, blocks: int, x: int, x_scales: int,
     residual: int, y: int, rows: int, first: int, past: int,
@@ -107,7 +107,7 @@ def finish_tile(
         finish(y, residual, token * rows + group * 8, rows - group * 8, total)
 
 
-@kernel
+@part
 def batch_nibbles(
     quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
     residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
@@ -130,7 +130,7 @@ def batch_nibbles(
     return 0
 
 
-@kernel
+@part
 def batch_bytes(
     quants: int, scales: int, blocks: int, x: int, x_scales: int,
     residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
@@ -163,7 +163,7 @@ def load_elements(elements: int, index: int, kind: int) -> Any:
     return load_bfloat_x8(elements, index)
 
 
-@kernel
+@part
 def multiply_floats(
     elements: int, kind: int, columns: int, x: int,
     residual: int, y: int, tokens: int, rows: int, first: int, past: int,
@@ -200,7 +200,13 @@ def multiply_floats(
     return 0
 
 
-@kernel
+def matrix_operands(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:
+    """Return the first arguments of ``multiply``: what it has to know of a matrix."""
+    kind = KIND_CODES[matrix.kind]
+    return kind, matrix.address, matrix.scales_address, matrix.columns, matrix.rows
+
+
+@part
 def multiply(
     kind: int, weights: int, scales: int, columns: int, rows: int, x: int, quants: int,
     x_scales: int, corrections: int, residual: int, y: int, tokens: int, first: int, past: int,

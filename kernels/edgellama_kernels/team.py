@@ -1,99 +1,114 @@
-"""A team of threads that share one kernel call's rows; the caller's thread is one of them.
+"""A team of threads that run a table of operations together; the caller's thread is the first.
 
-Which thread computes which rows changes no bit.
+The others wait in Python until there is something to run, and meet inside compiled code. Which
+thread computes what changes no bit.
 """
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Kernel = Callable[..., int]
-Task = tuple[Kernel, tuple[Any, ...]]
+from edgellama_kernels import program
 
 SHARED_WORK_MIN = (
     1 << 18
 )  # bytes or operations below which waking a thread costs more than it saves
+# Times that a waiting thread lets others run before it gives up: a minute or more, as a part of
+# an operation can take seconds on a slow device that is busy with something else.
+PATIENCE = 1 << 28
+CLOSE_TIMEOUT_S = 5.0  # a thread that is not in a run ends at once
+
+
+class TeamStalled(RuntimeError):  # noqa: N818 - a fact, not a fault
+    """A thread of the team did not come back; the caller's thread goes on alone."""
+
+
+class Table(NamedTuple):
+    """Operations to run: int64 [operations, program.COLUMNS], and what their addresses lie in."""
+
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    memory: object
+
+
+class _Task(NamedTuple):
+    """What a thread runs, and what must not be freed while it does."""
+
+    arguments: tuple[int, ...]
+    memory: object
 
 
 class _Worker:
-    """A thread that waits for its part of a call."""
+    """A thread that waits for its part of a run."""
 
     def __init__(self, number: int) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         name = f"edgellama-kernels-{number}"
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread.start()
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            kernel, arguments = task
-            try:
-                self._results.put(kernel(*arguments))
-            except BaseException as error:
-                self._results.put(error)
+            program.run(*task.arguments)
+            del task  # and with it the memory that it kept
 
-    def begin(self, task: Task) -> None:
+    def begin(self, task: _Task) -> None:
         self._tasks.put(task)
-
-    def finish(self) -> int | BaseException:
-        return self._results.get()
 
     def end(self) -> None:
         self._tasks.put(None)
-        self._thread.join()
 
 
 class Team:
-    """Runs kernels on ``threads`` threads, rows split evenly and in order."""
+    """Runs tables on ``threads`` threads."""
 
     def __init__(self, threads: int) -> None:
         self._workers = [_Worker(number) for number in range(1, threads)]
+        self._sync = np.zeros(program.SYNC_NUMBERS, np.int64)
         self._scratch = np.empty((threads, 0), np.float32)
 
-    def run(
-        self, kernel: Kernel, arguments: tuple[Any, ...], units: int, work: int, scratch: int = 0
-    ) -> int:
-        """Call ``kernel(*arguments, first, past)`` so that all units are done; 0 if all went well.
+    def run(self, table: Table, tokens: int, position: int, scratch: int, work: int) -> int:
+        """Run all operations; return 0, or the code of one that refused a number.
 
-        ``work`` estimates the bytes or operations of the call. A kernel that needs memory of its
-        thread's own gets the address of ``scratch`` float32 as its last argument.
+        ``scratch``: float32 that each thread needs for itself. ``work`` estimates the bytes or
+        operations of the run; little is done by the caller's thread alone. Raises TeamStalled.
         """
         workers = self._workers if work >= SHARED_WORK_MIN else []
-        parts = max(1, min(len(workers) + 1, units))
-        bounds = [units * part // parts for part in range(parts + 1)]
-        calls = [(*arguments, first, past) for first, past in itertools.pairwise(bounds)]
-        if scratch:
-            own = self._scratch_addresses(scratch)
-            calls = [(*call, address) for call, address in zip(calls, own, strict=False)]
-        busy = workers[: parts - 1]
-        for worker, call in zip(busy, calls[1:], strict=True):
-            worker.begin((kernel, call))
-        try:
-            statuses = [kernel(*calls[0])]
-        finally:
-            results = [worker.finish() for worker in busy]
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            statuses.append(result)
-        return max(statuses)
-
-    def _scratch_addresses(self, numbers: int) -> list[int]:
-        """Return the address of each thread's own memory of at least ``numbers`` float32."""
-        if self._scratch.shape[1] < numbers:
-            self._scratch = np.empty((len(self._scratch), numbers), np.float32)
-        start, step = int(self._scratch.ctypes.data), self._scratch.strides[0]
-        return [start + step * thread for thread in range(len(self._scratch))]
+        threads = len(workers) + 1
+        if self._scratch.shape[1] < scratch:
+            self._scratch = np.empty((len(self._scratch), scratch), np.float32)
+        memory = (table, self._sync, self._scratch)
+        sync, own, step = address(self._sync), address(self._scratch), self._scratch.strides[0]
+        common = (address(table.rows), len(table.rows), tokens, position)
+        calls = [
+            (*common, thread, threads, sync, 0, PATIENCE, own + step * thread)
+            for thread in range(threads)
+        ]
+        for worker, call in zip(workers, calls[1:], strict=True):
+            worker.begin(_Task(call, memory))
+        status = int(program.run(*calls[0]))
+        if status == program.STALLED:
+            self._release()
+            self._sync, self._scratch = np.zeros_like(self._sync), np.empty((1, 0), np.float32)
+            raise TeamStalled("a compute thread did not come back; going on with one")
+        return status
 
     def close(self) -> None:
         """End the threads; the team then works on in the caller's thread alone."""
+        for worker in self._release():
+            worker.thread.join(CLOSE_TIMEOUT_S)
+
+    def _release(self) -> list[_Worker]:
+        """Let the threads end when they come back; return them."""
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.end()
+        return workers
+
+
+def address(array: np.ndarray[Any, Any] | None) -> int:
+    """Return where an array's numbers lie, 0 for none."""
+    return 0 if array is None else int(array.__array_interface__["data"][0])

@@ -27,6 +27,7 @@ from edgellama_kernels.lowering import (
     I16_X8,
     I32,
     I32_X8,
+    I64,
     F32x8,
     I32x8,
     Lowering,
@@ -58,6 +59,7 @@ load_f32 = loader(types.float32, FLOAT, FLOAT)
 load_f32x8 = loader(F32x8, FLOAT, FLOAT_X8)
 load_u8 = loader(types.uint8, I8, I8)
 load_u16 = loader(types.uint16, I16, I16)
+load_i64 = loader(types.int64, I64, I64)
 store_f32 = storer(types.float32, FLOAT, FLOAT)
 store_f32x8 = storer(F32x8, FLOAT, FLOAT_X8)
 store_i32 = storer(types.int32, I32, I32)

@@ -85,9 +85,9 @@ def test_a_child_uses_its_parents_folder(tmp_path: Path, monkeypatch) -> None:
 def test_kernels_are_kept_for_the_next_start(tmp_path: Path, compiled) -> None:
     code = (
         "import numpy as np, edgellama_kernels as e\n"
-        "from edgellama_kernels import elementwise\n"
+        "from edgellama_kernels import program\n"
         "k = e.load('numba'); x = np.ones((1, 8), np.float32); k.shrink(x)\n"
-        "print(k.cache_note, len(elementwise.shrink.stats.cache_hits))"
+        "print(k.cache_note, len(program.run.stats.cache_hits))"
     )
     first, second = (run(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.stdout.split() == ["None", "0"], first.stderr

@@ -90,7 +90,8 @@ def test_conversions_and_fused_products(code, label) -> None:
 def test_no_word_calls_a_library(code, label) -> None:
     """A call of libm would be another arithmetic, and a soft one a trap of speed."""
     calls = {"call", "callq", "bl", "blr"}
-    assert all(not found & calls for found in mnemonics(code, label).values())
+    calling = {word for word, found in mnemonics(code, label).items() if found & calls}
+    assert calling <= {"give_way"}  # the system's scheduler
 
 
 def test_without_the_choice_llvm_ends_the_process() -> None:

@@ -1,0 +1,136 @@
+"""Operations on addresses: what the verbs become, one by one or as a program of many.
+
+An operation is a row of numbers in a table that compiled code runs (``program``). Where an
+address belongs, a recording puts something that will have one when the program is placed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from edgellama_kernels.reference import ONE
+
+Operand = Any  # an address, a size, a number's bits, or what a recording places later
+
+EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK = range(1, 11)
+
+REFUSALS: Final = {
+    EXPAND: "a hidden row holds infinity or NaN",
+    NORM: "a norm met infinity, NaN or a sum of squares without a root",
+    QUANTIZE: "the input of a matmul is infinite or NaN",
+    STORE: "a key or value is too large for the cache, infinite or NaN",
+    ROUND: "a query is too large, infinite or NaN",
+    SHRINK: "the hidden state became infinite or NaN",
+}
+"""Why an operation that may refuse its numbers did."""
+
+WRITES: Final = {
+    EXPAND: (2,),
+    NORM: (2,),
+    QUANTIZE: (1, 2, 3),
+    MULTIPLY: (10,),
+    ROPE: (0,),
+    STORE: (2, 3),
+    ROUND: (1,),
+    ATTEND: (3,),
+    SILU: (2,),
+    SHRINK: (1, 2),
+}
+"""Which operands an operation writes to; all others that lie in memory it reads."""
+
+BLOCK_COLUMNS = 32
+PIECE_NUMBERS = 32  # of a row of SiLU: so few that threads can share a single row
+
+
+class Operation(NamedTuple):
+    """A row of the table; T tokens give ``units + T * units_per_token`` units to be shared out."""
+
+    code: int
+    operands: tuple[Operand, ...]
+    units: int = 0
+    units_per_token: int = 0
+
+
+def expand(halves: Operand, exponents: Operand, y: Operand, width: int) -> Operation:
+    """Rule 8 backwards: hidden rows to float32 [T, width]."""
+    return Operation(EXPAND, (halves, exponents, y, width), units_per_token=1)
+
+
+def norm(x: Operand, weight: Operand, y: Operand, width: int, epsilon: float) -> Operation:
+    """Rule 3 on float32 [T, width]."""
+    return Operation(NORM, (x, weight, y, width, _bits(epsilon)), units_per_token=1)
+
+
+def quantize(
+    x: Operand, quants: Operand, scales: Operand, corrections: Operand, columns: int
+) -> Operation:
+    """Rule 2 on float32 [T, columns]."""
+    operands = (x, quants, scales, corrections, columns)
+    return Operation(QUANTIZE, operands, units_per_token=columns // BLOCK_COLUMNS)
+
+
+def multiply(
+    matrix: tuple[int, int, int, int, int],
+    x: Operand,
+    blocks: tuple[Operand, Operand, Operand],
+    residual: Operand,
+    y: Operand,
+    groups: int,
+) -> Operation:
+    """Rule 1; ``matrix`` is what ``matmul.matrix_operands`` returns, 0 stands for nothing."""
+    return Operation(MULTIPLY, (*matrix, x, *blocks, residual, y), units=groups)
+
+
+def rope(x: Operand, table: Operand, heads: int, width: int) -> Operation:
+    """Rule 6 in place on float32 [T, heads, width]."""
+    return Operation(ROPE, (x, table, heads, width), units_per_token=heads)
+
+
+def store(
+    keys: Operand,
+    values: Operand,
+    cache: tuple[Operand, Operand],
+    kv_heads: int,
+    width: int,
+    capacity: Operand,
+) -> Operation:
+    """Write float32 [T, kv_heads, width] into a cache."""
+    return Operation(
+        STORE, (keys, values, *cache, kv_heads, width, capacity), units_per_token=kv_heads
+    )
+
+
+def round_queries(queries: Operand, rounded: Operand, heads: int, width: int) -> Operation:
+    """Rule 7 (a) on float32 [T, heads, width]."""
+    scale = ONE / np.sqrt(np.float32(width))
+    return Operation(ROUND, (queries, rounded, width, _bits(scale)), units_per_token=heads)
+
+
+def attend(
+    rounded: Operand,
+    cache: tuple[Operand, Operand],
+    y: Operand,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    capacity: Operand,
+) -> Operation:
+    """Rule 7 for rounded queries [T, heads, width]; what a unit is depends on T."""
+    return Operation(ATTEND, (rounded, *cache, y, heads, kv_heads, width, capacity))
+
+
+def silu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:
+    """Rule 5 on float32 [T, width]."""
+    return Operation(SILU, (gate, up, y, width), units_per_token=-(-width // PIECE_NUMBERS))
+
+
+def shrink(x: Operand, halves: Operand, exponents: Operand, width: int) -> Operation:
+    """Rule 8: float32 [T, width] to hidden rows."""
+    return Operation(SHRINK, (x, halves, exponents, width), units_per_token=1)
+
+
+def _bits(number: float | np.float32) -> int:
+    """Return a float32 as the integer of its bits."""
+    return int(np.float32(number).view(np.int32))
