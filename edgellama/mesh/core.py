@@ -274,7 +274,7 @@ class MeshNode:
                 if self.planning.could_be_home():
                     self.home.ask(node, message)
             case Cancel():
-                self.home.cancel(message.request, self._now)
+                self.home.cancel(node, message.request, self._now)
             case SessionClosed():
                 self.home.session_closed(node, message, self._now)
             case StepFailed():
@@ -332,4 +332,4 @@ class MeshNode:
         elif isinstance(message, Ask):
             self.home.ask(self._me, message)
         else:
-            self.home.cancel(message.request, self._now)
+            self.home.cancel(self._me, message.request, self._now)

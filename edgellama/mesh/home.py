@@ -168,10 +168,10 @@ class Home:
                 assert self._plan is not None
                 self._outbox.send(node, CloseSession(self._plan.epoch, session.id))
 
-    def cancel(self, request: int, now: float) -> None:
-        """Stop an answer that nobody wants any more."""
+    def cancel(self, gateway: NodeId, request: int, now: float) -> None:
+        """Stop an answer that its gateway does not want any more; another one may want it now."""
         for session in list(self._sessions.values()):
-            if session.ask.request == request:
+            if session.ask.request == request and session.gateway == gateway:
                 self._stop(session, now)
 
     def cancel_of(self, gateway: NodeId, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +15,10 @@ from edgellama.net.packed import PackedCache
 from edgellama.net.peers import RememberedPeers
 from edgellama.net.store import Store
 from edgellama.node.alone import answer_alone
-from edgellama.node.guest import Guest
+from edgellama.node.guest import GatewayLostError, Guest
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
+from edgellama.values import Address
 from edgellama.wire.messages import (
     Ask,
     Cancel,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from edgellama_kernels import Kernels
 
     from edgellama.net.paths import StatePaths
-    from edgellama.values import Address
 
 STATUS_WAIT_S: Final = 5.0
 
@@ -62,6 +62,7 @@ def answer_from_mesh(
     """
     guest = _connected(named, mesh_key, paths)
     guest.send(ask)
+    guest.send(StatusQuery(secrets.randbits(64)))  # who else can be asked, should it be needed
     return _answer_messages(guest, ask)
 
 
@@ -122,20 +123,39 @@ def _connected(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> 
 
 
 def _answer_messages(guest: Guest, ask: Ask) -> Answer:
+    """Yield an answer in its order; where the member that was asked is gone, from another one."""
     order = AnswerOrder()
+    members: list[Address] = []
     try:
-        for message in guest.messages():
-            if isinstance(message, Failure):
-                raise message.error()
-            if isinstance(message, Notice):
-                yield message
-            elif isinstance(message, Piece | Finished):
-                for due in order.accept(message):
-                    yield due
-                    if isinstance(due, Finished):
-                        return
+        while True:
+            try:
+                yield from _from_one_gateway(guest, order, members)
+            except GatewayLostError:
+                guest.reconnect(members)
+            else:
+                return
+            order = AnswerOrder(order.tokens)
+            guest.send(replace(ask, tokens=tuple(order.tokens)))
+            guest.send(StatusQuery(secrets.randbits(64)))
     except (KeyboardInterrupt, GeneratorExit):
         guest.send(Cancel(ask.request))
         raise
     finally:
         guest.close()
+
+
+def _from_one_gateway(guest: Guest, order: AnswerOrder, members: list[Address]) -> Answer:
+    """Yield what one member says of the answer; note where the other members are."""
+    for message in guest.messages():
+        if isinstance(message, Failure):
+            raise message.error()
+        if isinstance(message, StatusReply):
+            records = [member.record for member in message.members]
+            members[:] = [Address(each.host, each.port) for each in records if each.host]
+        elif isinstance(message, Notice):
+            yield message
+        elif isinstance(message, Piece | Finished):
+            for due in order.accept(message):
+                yield due
+                if isinstance(due, Finished):
+                    return

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 CONNECT_WAIT_S: Final = 1.5  # mDNS answers within 0.2 s, at 20 % loss within 0.7 s
 CLOSE_WAIT_S: Final = 2.0
+RECONNECT_WAIT_S: Final = 15.0  # longer than a mesh needs to notice a lost device and plan anew
 NAMED_CONNECT_WAIT_S: Final = 4.0  # for addresses that a person gave: three handshakes and more
+
+
+class GatewayLostError(NoMeshError):
+    """The member that was asked is gone; another one may know more."""
 
 
 class _Inbox:
@@ -63,6 +68,7 @@ class Guest:
         )
         self._driver = UdpDriver(self._endpoint, self._socket, self._inbox)
         self._thread = threading.Thread(target=self._run, name="edgellama-link", daemon=True)
+        self._members: list[NodeId] = []  # that there is a link to, the first found first
         self._gateway: NodeId | None = None
 
     def start(self) -> None:
@@ -95,6 +101,20 @@ class Guest:
             if discovery is not None:
                 discovery.close()
 
+    def reconnect(self, others: Sequence[Address]) -> None:
+        """Find another member at these addresses, or any by mDNS, when the one asked is gone.
+
+        Raises GatewayLostError when none answers within RECONNECT_WAIT_S.
+        """
+        deadline_s = time.monotonic() + RECONNECT_WAIT_S
+        while time.monotonic() < deadline_s:
+            try:
+                self.connect([], others, mdns=True)
+            except NoMeshError:
+                continue
+            return
+        raise GatewayLostError("the device that was asked is gone, and no other one answers")
+
     def send(self, message: Message) -> None:
         """Send a message to the member that this guest is connected to."""
         gateway = self._gateway
@@ -115,7 +135,7 @@ class Guest:
             except Empty:
                 raise NoMeshError(f"the mesh gave no answer within {timeout_s:.0f} s") from None
             if isinstance(event, Disconnected) and event.node == self._gateway:
-                raise NoMeshError("the device that was asked is gone; ask again")
+                raise GatewayLostError("the device that was asked is gone; ask again")
             if isinstance(event, MessageReceived) and event.node == self._gateway:
                 try:
                     yield decode(event.message)
@@ -139,19 +159,18 @@ class Guest:
     def _await_connection(self, deadline: float, dials: int) -> None:
         """Wait for the first member; ``dials`` that all fail end the wait early, if not 0."""
         failed = 0
-        while (left_s := deadline - time.monotonic()) > 0:
+        while not self._members and (left_s := deadline - time.monotonic()) > 0:
             try:
                 event = self._next_event(left_s)
             except Empty:
                 break
-            if isinstance(event, Connected) and not event.identity.guest:
-                self._gateway = event.identity.node
-                return
             if isinstance(event, DialFailed):
                 failed += 1
                 if failed == dials:
                     break
-        raise NoMeshError("no device of a mesh answered")
+        if not self._members:
+            raise NoMeshError("no device of a mesh answered")
+        self._gateway = self._members[0]
 
     def _next_event(self, timeout_s: float | None) -> Event:
         # A wait without end could not be interrupted by Ctrl-C on every system.
@@ -166,4 +185,8 @@ class Guest:
                 continue
             if isinstance(event, BaseException):
                 raise event
+            if isinstance(event, Connected) and not event.identity.guest:
+                self._members.append(event.identity.node)
+            elif isinstance(event, Disconnected) and event.node in self._members:
+                self._members.remove(event.node)
             return event

@@ -201,7 +201,7 @@ def test_more_requests_than_sessions_wait_in_their_order() -> None:
     for request in (1, 2, 3):
         desk.begin(ask_of(request=request))
         assert bool(desk.fed()) is (request < 3)
-    desk.home.cancel(1, desk.now)
+    desk.home.cancel(GATEWAY, 1, desk.now)
     desk.outbox.drain()
     desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
     (job,) = [each for each in jobs(desk.outbox) if isinstance(each, StageJob)]
