@@ -1,0 +1,183 @@
+"""What does each type of weights cost a model? Size, perplexity, divergence from its F32 weights.
+
+    python tools/measure_quantization.py edgellama/demo/little-stories.gguf [MODEL ...]
+
+Each model tells little texts, with F32 weights, at temperature 1 and from fixed seeds, and
+each text that reaches 96 tokens is one chunk. Quantized to every type, it reads these chunks,
+scored as `edgellama perplexity` does: the second half of each. The tables on stdout stand in
+docs/measurements/quantization.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from edgellama.errors import EdgellamaError
+from edgellama.model.gguf import GgufFile
+from edgellama.model.hidden import take_rows
+from edgellama.model.perplexity import scored_logits
+from edgellama.model.sampling import sample
+from edgellama.model.weight_source import GgufSource
+from edgellama.net.paths import StatePaths
+from edgellama.node.calibrating import importance_of
+from edgellama.node.quantizing import fitting_kinds, same_kind, write_quantized
+from edgellama.node.scoring import MeasuredModel, measured_model
+from edgellama.values import SamplingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0")
+THREADS = 2
+SESSION = 2
+CHUNK_TOKENS = 96  # the demo model's stories are 150 tokens long, and it knows nothing after them
+FITS = (1.1, 1.25, 1.4)  # sizes, in files of 4.5 bits a weight
+CALIBRATION_SEED = 100_000  # a text of its own, so that no choice has seen what it is judged by
+
+
+class Reading(NamedTuple):
+    """A text as a model read it: log-probabilities [scored tokens, vocabulary], and the tokens."""
+
+    log_probabilities: NDArray[np.float32]
+    targets: NDArray[np.int64]
+
+    @property
+    def perplexity(self) -> float:
+        """Over all scored tokens."""
+        chosen = self.log_probabilities[np.arange(len(self.targets)), self.targets]
+        return float(np.exp(-chosen.astype(np.float64).mean()))
+
+
+def told(model: MeasuredModel, seed: int) -> list[int]:
+    """Return a chunk that the model tells from BOS on; a shorter one where it ends before."""
+    tokens = model.tokenizer.encode("")
+    stage, head = model.parts()
+    settings = SamplingSettings(temperature=1.0, seed=seed)
+    stage.open(SESSION)
+    new = list(tokens)
+    while len(tokens) < CHUNK_TOKENS:
+        hidden = stage.forward(SESSION, head.embed(new), len(tokens) - len(new))
+        last = len(hidden.exponents) - 1
+        logits = head.logits(take_rows(hidden, last, last + 1))[0]
+        token = sample(logits, settings, len(tokens), tokens)
+        if token in model.tokenizer.end_tokens:
+            break
+        tokens.append(token)
+        new = [token]
+    stage.close(SESSION)
+    return tokens
+
+
+def read(model: MeasuredModel, chunks: list[list[int]]) -> Reading:
+    """Read chunks, each a text of its own."""
+    rows, targets = [], []
+    for chunk in chunks:
+        for logits, follows in scored_logits(*model.parts(), chunk):
+            wide = logits.astype(np.float64)
+            wide -= wide.max(axis=1, keepdims=True)
+            wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+            rows.append(wide.astype(np.float32))
+            targets += follows
+    return Reading(np.concatenate(rows), np.array(targets))
+
+
+def row(name: str, path: Path, base: Reading, reading: Reading) -> str:
+    p, q = (each.log_probabilities.astype(np.float64) for each in (base, reading))
+    divergence = (np.exp(p) * (p - q)).sum(axis=1)
+    same = (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    return (
+        f"| {name} | {path.stat().st_size:,} | {reading.perplexity:.4f} "
+        f"| {divergence.mean():.6f} | {np.quantile(divergence, 0.99):.4f} | {100 * same:.2f} % |"
+    )
+
+
+class Bench:
+    """One model: quantized copies in a scratch folder, and the text that it told itself."""
+
+    def __init__(self, source: Path, stories: int, folder: Path) -> None:
+        self.source, self.stories, self.folder = source, stories, folder
+
+    def opened(self, path: Path, stack: ExitStack) -> MeasuredModel:
+        """Open a copy; what is made of it stays in the scratch folder."""
+        scratch = self.folder / "scratch"
+        paths = StatePaths.locate()
+        return stack.enter_context(
+            measured_model(path, CHUNK_TOKENS, THREADS, "auto", paths, lambda _text: None, scratch)
+        )
+
+    def rows(self) -> Iterator[str]:
+        """Yield the lines of the table."""
+        with ExitStack() as stack:
+            weights = GgufSource(stack.enter_context(GgufFile.open(self.source)))
+            wide = self.folder / "F32.gguf"
+            write_quantized(weights, same_kind(weights, "F32"), wide, {}, THREADS, nothing)
+            model = self.opened(wide, stack)
+            chunks = [told(model, seed) for seed in range(self.stories)]
+            chunks = [chunk for chunk in chunks if len(chunk) == CHUNK_TOKENS]
+            other = [told(model, CALIBRATION_SEED + seed) for seed in range(self.stories // 2)]
+            text = "\n".join(model.tokenizer.decode(tokens[1:]) for tokens in other)
+            importance = importance_of(model, text, nothing)
+            base = read(model, chunks)
+            yield f"{self.source.name}: {len(chunks)} chunks, {len(base.targets)} tokens scored\n"
+            yield "| weights | bytes | perplexity | KL mean | KL 99 % | same first choice |"
+            yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+            seen: list[dict[str, str]] = []
+            for kind in TYPES:
+                kinds = same_kind(weights, kind)
+                if kinds not in seen:  # rows of no whole blocks make one type of another
+                    seen.append(kinds)
+                    yield self.measured(kind, kinds, {}, base, chunks)
+            narrow = same_kind(weights, "Q4_0")
+            size = write_quantized(weights, narrow, self.folder / "x", {}, THREADS, nothing)
+            for share in FITS:
+                choices = fitting_kinds(weights, int(size * share), importance, THREADS, nothing)
+                kinds = {choice.tensor.name: choice.kind_name for choice in choices}
+                name = f"fit to {share} of Q4_0's size"
+                yield self.measured(name, kinds, importance, base, chunks)
+
+    def measured(
+        self,
+        name: str,
+        kinds: dict[str, str],
+        importance: dict[str, NDArray[np.float32]],
+        base: Reading,
+        chunks: list[list[int]],
+    ) -> str:
+        """Return the row of one quantized copy."""
+        path = self.folder / "copy.gguf"
+        with ExitStack() as stack:
+            weights = GgufSource(stack.enter_context(GgufFile.open(self.source)))
+            write_quantized(weights, kinds, path, importance, THREADS, nothing)
+            return row(name, path, base, read(self.opened(path, stack), chunks))
+
+
+def nothing(_done: int, _total: int) -> None:
+    """Show no progress."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="+", type=Path, help="GGUF files")
+    parser.add_argument("--stories", type=int, default=200, help="how many texts a model tells")
+    arguments = parser.parse_args()
+    for source in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for line in Bench(source, arguments.stories, Path(folder)).rows():
+                    print(line, flush=True)
+            except EdgellamaError as error:
+                sys.exit(str(error))
+        print()
+
+
+if __name__ == "__main__":
+    main()
