@@ -12,6 +12,7 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from edgellama.model.gguf_layout import TENSOR_KINDS
 from edgellama.model.quantization import OUTPUT_KINDS
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ WIDE: Final = "F32"
 MATRIX_KINDS: Final = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16", "BF16", "F32")
 CHOICE_KINDS: Final = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16", "F32")
 """What a choice is made of; BF16 takes what F16 takes and holds fewer digits."""
+
+RUNNABLE_KINDS: Final = frozenset(kind.name for kind in TENSOR_KINDS.values())
+"""What this edgellama can run; a choice is made of nothing else."""
 
 # Where a row is no whole number of blocks: never a narrower type than was asked for.
 _FALLBACKS: Final = {"Q4_K": "Q8_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0", "Q4_0": "F16", "Q8_0": "F16"}
@@ -55,10 +59,13 @@ def kind_for(tensor: SourceTensor, wanted: str) -> str:
 def kinds_offered(tensor: SourceTensor) -> list[str]:
     """Return the types among which to choose for a matrix: those its rows fit into as they are.
 
-    Where K-quants fit, Q4_0 is not offered: it takes what Q4_K takes and errs more. Nothing wider
-    than the source is, as it would hold nothing more.
+    All of them are types that this edgellama can run, and so measure. Where K-quants fit, Q4_0 is
+    not offered: it takes what Q4_K takes and errs more. Nothing wider than the source is, as it
+    would hold nothing more.
     """
-    kinds: list[str] = [kind for kind in CHOICE_KINDS if kind_for(tensor, kind) == kind]
+    kinds: list[str] = [
+        kind for kind in CHOICE_KINDS if kind in RUNNABLE_KINDS and kind_for(tensor, kind) == kind
+    ]
     if "Q4_K" in kinds:
         kinds.remove("Q4_0")
     source = OUTPUT_KINDS.get(tensor.kind_name)
