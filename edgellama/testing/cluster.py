@@ -8,76 +8,33 @@ run, to the last datagram.
 from __future__ import annotations
 
 import random
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from edgellama.errors import EdgellamaError, TransferError
-from edgellama.link.endpoint import (
-    Connected,
-    DialFailed,
-    Disconnected,
-    Event,
-    Identity,
-    MessageReceived,
-    Priority,
-)
-from edgellama.mesh.core import MeshNode
-from edgellama.mesh.effects import (
-    Dial,
-    DropEpochsBefore,
-    Effect,
-    GiveUp,
-    Job,
-    LoadPlan,
-    Run,
-    Send,
-    Tell,
-    ToAsker,
-)
-from edgellama.mesh.ordering import AnswerOrder
-from edgellama.testing.fake_model import (
-    ExpectedAnswer,
-    FakeEngine,
-    FakeModel,
-    FakeTokenizer,
-    expected_answer,
-    ram_bytes,
-)
-from edgellama.testing.network import Conditions, SimulatedHost, SimulatedNetwork
-from edgellama.values import Address, LinkCounters, NodeId, SamplingSettings
-from edgellama.wire.messages import (
-    ALIVE,
-    Ask,
-    Cancel,
-    Failure,
-    Finished,
-    MemberRecord,
-    Message,
-    Notice,
-    Piece,
-    StatusQuery,
-    StatusReply,
-    decode,
-    encode,
-)
+from edgellama.testing.cluster_asking import Answer, ClusterError, ClusterGuest
+from edgellama.testing.cluster_node import ClusterNode
+from edgellama.testing.fake_model import ExpectedAnswer, FakeModel, expected_answer, ram_bytes
+from edgellama.testing.network import Conditions, SimulatedNetwork
+from edgellama.values import Address, NodeId, SamplingSettings
+from edgellama.wire.messages import ALIVE, Ask, MemberRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-MESH_KEY: Final = b"simulated mesh"
-SESSIONS_MAX: Final = 2
+__all__ = [
+    "Answer",
+    "ClusterError",
+    "ClusterGuest",
+    "ClusterNode",
+    "Pace",
+    "SimulatedCluster",
+]
+
 EVENTS_MAX: Final = 400_000
 """In one wait: more means that the mesh talks to itself without end."""
 
-FETCH_TRIES: Final = 3
-FETCH_WAIT_S: Final = 1.0
 SEEK_S: Final = 5.0
 """How often a node that is alone is found again, as announcements on a network do."""
-
-
-class ClusterError(AssertionError):
-    """The mesh broke a promise."""
 
 
 @dataclass(frozen=True)
@@ -86,323 +43,6 @@ class Pace:
 
     compute_s: tuple[float, float] = (0.001, 0.004)
     load_s: tuple[float, float] = (0.05, 0.4)
-
-
-@dataclass
-class Answer:
-    """One request as its asker sees it."""
-
-    ask: Ask
-    order: AnswerOrder = field(default_factory=AnswerOrder)
-    text: str = ""
-    finished: Finished | None = None
-    failure: Failure | None = None
-    notices: list[str] = field(default_factory=list)
-    cancelled: bool = False
-    abandoned: bool = False  # the device that was asked is gone
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The tokens that the asker has."""
-        return tuple(self.order.tokens)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is expected."""
-        gone = self.cancelled or self.abandoned
-        return gone or self.finished is not None or self.failure is not None
-
-    def take(self, message: Message) -> None:
-        """Take a message for this request."""
-        if isinstance(message, Notice):
-            self.notices.append(message.text)
-        elif isinstance(message, Failure):
-            self.failure = message
-        elif isinstance(message, Piece | Finished):
-            if self.ended and not self.cancelled:
-                raise ClusterError(f"{message} after the answer's end")
-            for due in self.order.accept(message):
-                self.text += due.text
-                if isinstance(due, Finished):
-                    self.finished = due
-
-
-class ClusterNode:
-    """One device: what ``Member`` is, in virtual time."""
-
-    def __init__(
-        self, cluster: SimulatedCluster, me: MemberRecord, model: FakeModel | None, host_key: bytes
-    ) -> None:
-        self._cluster = cluster
-        self.name = me.name
-        self.told: list[str] = []
-        self.error: EdgellamaError | None = None
-        self.answers: dict[int, Answer] = {}
-        self.engine = FakeEngine()
-        self.is_up = True
-        self._tokenizer: FakeTokenizer | None = None
-        self._queue: deque[tuple[Callable[[], None], float]] = deque()  # the compute thread's
-        self._loads = 0
-        self.host = SimulatedHost(
-            cluster.network,
-            Identity(me.node, me.incarnation),
-            Address(me.host, me.port),
-            host_key,
-        )
-        facts = model.facts if model else None
-        self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=False)
-        self.host.handler = self
-
-    @property
-    def node(self) -> NodeId:
-        """The node's id."""
-        return self.host.endpoint.identity.node
-
-    @property
-    def address(self) -> Address:
-        """Where its datagrams go."""
-        return self.host.address
-
-    # What the core asks of its surroundings, and what the host tells its handler
-
-    def counters(self, node: NodeId | None) -> LinkCounters:
-        """Return what has gone over one link or all."""
-        if node is None:
-            return self.host.endpoint.total_counters()
-        try:
-            return self.host.endpoint.counters(node)
-        except KeyError:
-            return LinkCounters()
-
-    def vocabulary(self) -> FakeTokenizer | None:
-        """Return the tokenizer of the span loaded last."""
-        return self._tokenizer
-
-    def handle_event(self, event: Event, now: float) -> None:
-        """Take an event of the link."""
-        self.core.handle_event(event, now)
-        self._carry_out(now)
-
-    def next_timer(self) -> float | None:
-        """Return when the core wants to be called."""
-        return self.core.next_timer()
-
-    def handle_timer(self, now: float) -> None:
-        """Let the core do what is due."""
-        self.core.handle_timer(now)
-        self._carry_out(now)
-
-    # What a person or a program does with it
-
-    def ask(self, ask: Ask) -> Answer:
-        """Ask this very node."""
-        answer = self.answers[ask.request] = Answer(ask)
-        self._act(lambda now: self.core.ask(ask, now))
-        return answer
-
-    def cancel(self, answer: Answer) -> None:
-        """Stop an answer asked of this very node."""
-        answer.cancelled = True
-        self._act(lambda now: self.core.cancel(answer.ask.request, now))
-
-    def leave(self) -> None:
-        """Go with a word."""
-
-        def leave(now: float) -> None:
-            self.core.leave(now)
-            self._carry_out(now)
-            for node in list(self.host.endpoint.peers()):
-                self.host.endpoint.disconnect(node, now)
-
-        self.host.act(leave)
-        self.kill()
-
-    def kill(self) -> None:
-        """Vanish without a word."""
-        self.is_up = False
-        self.host.crash()
-        for answer in self.answers.values():
-            answer.abandoned = True
-
-    def stall(self, seconds: float) -> None:
-        """Let the compute thread stand still for a while after the job under way."""
-        self._enqueue(lambda: None, seconds)
-
-    def dial(self, address: Address) -> None:
-        """Try an address, as discovery does."""
-        self.host.act(lambda now: self.host.endpoint.dial(address, now))
-
-    def _act(self, call: Callable[[float], None]) -> None:
-        def act(now: float) -> None:
-            call(now)
-            self._carry_out(now)
-
-        self.host.act(act)
-
-    # What the core wants
-
-    def _carry_out(self, now: float) -> None:
-        while effects := self.core.effects():
-            for effect in effects:
-                self._do(effect, now)
-
-    def _do(self, effect: Effect, now: float) -> None:
-        match effect:
-            case Send():
-                if effect.node in self.host.endpoint.peers():
-                    data = encode(effect.message)
-                    self.host.endpoint.send(effect.node, data, effect.priority, now)
-            case Run():
-                self._compute(effect.job)
-            case Dial():
-                self.host.endpoint.dial(effect.address, now)
-            case LoadPlan():
-                self._load(effect)
-            case DropEpochsBefore():
-                self._enqueue(lambda: self.engine.drop_before(effect.epoch), 0.0)
-            case ToAsker():
-                self._answered(effect.message)
-            case Tell():
-                self.told.append(effect.text)
-            case GiveUp():
-                self.error = self.error or effect.error
-                self._cluster.network.at(now, self.leave)
-
-    def _answered(self, message: Message) -> None:
-        request = getattr(message, "request", None)
-        assert request is not None
-        self.answers[request].take(message)
-
-    def _compute(self, job: Job) -> None:
-        def compute() -> None:
-            result = self.engine.run(job)
-            self._act(lambda now: self.core.job_done(job, result, now))
-
-        self._enqueue(compute, self._cluster.between(self._cluster.pace.compute_s))
-
-    def _enqueue(self, call: Callable[[], None], seconds: float) -> None:
-        self._queue.append((call, seconds))
-        if len(self._queue) == 1:
-            self._begin_first()
-
-    def _begin_first(self) -> None:
-        self._cluster.network.at(self._cluster.network.now + self._queue[0][1], self._end_first)
-
-    def _end_first(self) -> None:
-        if not self.is_up:
-            return
-        self._queue[0][0]()
-        self._queue.popleft()
-        if self._queue:
-            self._begin_first()
-
-    def _load(self, wanted: LoadPlan) -> None:
-        self._loads += 1
-        self._load_later(wanted, self._loads, FETCH_TRIES)
-
-    def _load_later(self, wanted: LoadPlan, number: int, tries: int) -> None:
-        seconds = self._cluster.between(self._cluster.pace.load_s)
-        network = self._cluster.network
-        network.at(network.now + seconds, lambda: self._try_load(wanted, number, tries))
-
-    def _try_load(self, wanted: LoadPlan, number: int, tries: int) -> None:
-        if not self.is_up or number != self._loads:
-            return  # a later plan has come
-        plan = wanted.plan
-        if self._cluster.fetch(self, plan.model_root, self._span_of(wanted)):
-            model = self._cluster.model_of(plan.model_root)
-            self._enqueue(lambda: self._install(wanted, model), 0.0)
-        elif tries > 1:
-            network = self._cluster.network
-            network.at(
-                network.now + FETCH_WAIT_S, lambda: self._load_later(wanted, number, tries - 1)
-            )
-        else:
-            error = TransferError("no device that can be reached has the layers")
-            self._act(lambda now: self.core.plan_failed(plan.epoch, error, now))
-
-    def _span_of(self, wanted: LoadPlan) -> range:
-        stage = wanted.plan.stage_of(self.node)
-        assert stage is not None
-        return range(*wanted.plan.stages[stage].span)
-
-    def _install(self, wanted: LoadPlan, model: FakeModel) -> None:
-        self.engine.install_span(model, wanted.plan, self.node)
-        if wanted.plan.home == self.node:
-            self._tokenizer = FakeTokenizer()
-        self._act(lambda now: self.core.plan_loaded(wanted.plan.epoch, now))
-
-
-class ClusterGuest:
-    """An asker that is no member: what ``Guest`` is, in virtual time."""
-
-    def __init__(self, cluster: SimulatedCluster, number: int, gateway: ClusterNode) -> None:
-        identity = Identity(f"{(1 << 120) + number:032x}", 1, guest=True)
-        address = Address(f"10.0.1.{number}", 40_000)
-        self.host = SimulatedHost(cluster.network, identity, address, MESH_KEY)
-        self.host.handler = self
-        self.gateway = gateway
-        self.answers: dict[int, Answer] = {}
-        self.statuses: list[StatusReply] = []
-        self._unsent: list[Message] = []
-        self.host.act(lambda now: self.host.endpoint.dial(gateway.address, now))
-
-    def ask(self, ask: Ask) -> Answer:
-        """Ask as soon as the gateway is reached."""
-        answer = self.answers[ask.request] = Answer(ask)
-        self._say(ask)
-        return answer
-
-    def cancel(self, answer: Answer) -> None:
-        """Stop an answer."""
-        answer.cancelled = True
-        self._say(Cancel(answer.ask.request))
-
-    def query_status(self) -> None:
-        """Ask how the mesh stands; the replies gather in ``statuses``."""
-        self._say(StatusQuery(len(self.statuses)))
-
-    def vanish(self) -> None:
-        """Be gone without a word."""
-        self.host.crash()
-        for answer in self.answers.values():
-            answer.abandoned = True
-
-    def handle_event(self, event: Event, now: float) -> None:
-        """Take an event of the link."""
-        if isinstance(event, Connected):
-            for message in self._unsent:
-                self.host.endpoint.send(self.gateway.node, encode(message), Priority.CONTROL, now)
-            self._unsent.clear()
-        elif isinstance(event, DialFailed):
-            self.host.endpoint.dial(self.gateway.address, now)
-        elif isinstance(event, Disconnected):
-            for answer in self.answers.values():
-                answer.abandoned = True
-        elif isinstance(event, MessageReceived):
-            self._receive(decode(event.message))
-
-    def next_timer(self) -> float | None:
-        """Return None: a guest has no timers."""
-        return None
-
-    def handle_timer(self, now: float) -> None:
-        """Do nothing."""
-
-    def _say(self, message: Message) -> None:
-        if self.gateway.node not in self.host.endpoint.peers():
-            self._unsent.append(message)
-            return
-        node, data = self.gateway.node, encode(message)
-        self.host.act(lambda now: self.host.endpoint.send(node, data, Priority.CONTROL, now))
-
-    def _receive(self, message: Message) -> None:
-        if isinstance(message, StatusReply):
-            self.statuses.append(message)
-            return
-        request = getattr(message, "request", None)
-        assert request is not None, message
-        self.answers[request].take(message)
 
 
 class SimulatedCluster:
@@ -457,7 +97,7 @@ class SimulatedCluster:
             *(ram_bytes(layers), context, "hashes", "", model.facts.root if model else ""),
             *(True, "0"),
         )
-        started = self.nodes[name] = ClusterNode(self, me, model, MESH_KEY)
+        started = self.nodes[name] = ClusterNode(self, me, model)
         started.host.act(lambda _: None)  # from here on its timers run
         self._seek(started)
         return started
@@ -469,7 +109,7 @@ class SimulatedCluster:
     def guest(self, gateway: ClusterNode) -> ClusterGuest:
         """Return a guest that talks to this device."""
         self._guests += 1
-        return ClusterGuest(self, self._guests, gateway)
+        return ClusterGuest(self.network, self._guests, gateway)
 
     def _seek(self, node: ClusterNode) -> None:
         """Let a node find the others, and again where a dial has failed."""
