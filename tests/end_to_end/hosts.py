@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from network import MemoryGroup, Network, Place
 
+from edgellama.net.peers import DEFAULT_PORT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -195,6 +197,11 @@ class Mesh:
             return []
         own = ["--listen", host.place.address, "--port", str(host.place.port), "--no-mdns"]
         return own + ([] if host is self.hosts[0] else self.towards())
+
+    def of(self, host: Host) -> list[str]:
+        """Return the option with which a guest asks this very member."""
+        port = DEFAULT_PORT if self.network.discovers else host.place.port
+        return ["--peer", f"{host.place.address}:{port}"]
 
     def towards(self) -> list[str]:
         """Return the options with which a guest finds the mesh where multicast does not do it."""

@@ -30,10 +30,15 @@ class EmulatedHost(Host):
         return [*emulated_arm.tool().command(), "-m", "edgellama", *map(str, arguments)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def emulated() -> None:
+    """Skip before anything is started."""
+    emulated_arm.skip_unless_thorough()
+
+
 @pytest.fixture
 def pair(tmp_path: Path, expected: object) -> Iterator[tuple[Mesh, Host, EmulatedHost]]:
     """Return two devices on loopback that have not joined: this machine's, and ARM."""
-    emulated_arm.skip_without()
     with Mesh(Loopback(), tmp_path / "mesh") as mesh:
         own = mesh.host()
         other = EmulatedHost(mesh.network.add_host(), tmp_path / "mesh" / "arm")

@@ -40,16 +40,18 @@ def test_those_who_stay_answer_on(mesh: Mesh, model: Path, expected: Expected) -
     assert second.leave(signal.SIGTERM).code == 0
 
 
+@pytest.mark.parametrize("asked", [0, 2], ids=["another was asked", "itself was asked"])
 def test_a_device_dies_in_the_middle_of_an_answer(
-    mesh: Mesh, model: Path, expected: Expected
+    mesh: Mesh, model: Path, expected: Expected, asked: int
 ) -> None:
     """It says no goodbye; the answer goes on over the others and is the same."""
     long = ("-n", 400, "--temperature", 0, "--ignore-eos")
-    mesh.join("--model", model, "--ram", "600M")
-    dying = [mesh.join("--ram", "500M"), mesh.join("--ram", "400M")][1]
+    members = [mesh.join("--model", model, "--ram", "600M")]
+    members += [mesh.join("--ram", "500M"), mesh.join("--ram", "400M")]
+    dying = members[2]
     guest = mesh.host()
     mesh.wait_ready(guest, 3)
-    with guest.begin("ask", *mesh.towards(), *long, PROMPT) as asking:
+    with guest.begin("ask", *mesh.of(members[asked]), *long, PROMPT) as asking:
         assert asking.stdout is not None
         text = asking.stdout.read(10)
         dying.kill()
