@@ -1,7 +1,8 @@
 """One decoder layer of llama: attention and a gated feed-forward unit, each added to its input.
 
 T tokens at positions ``position`` to ``position + T - 1``. What enters and leaves is fp16 with
-an exponent a row (``HiddenRows``); inside the layer everything is float32.
+an exponent a row (``HiddenRows``); inside the layer everything is float32. Where ``kernels`` record
+their verbs, this is written down once and run as a program.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from edgellama_kernels import CacheLayer, HiddenRows, Kernels
+    from edgellama_kernels import CacheLayer, HiddenRows, Verbs
     from numpy.typing import NDArray
 
     from edgellama.model.config import LlamaConfig
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def decode_layer(
-    kernels: Kernels,
+    kernels: Verbs,
     config: LlamaConfig,
     weights: LayerWeights,
     cache: CacheLayer,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellama_kernels import Unrecordable
+
 from edgellama.errors import WireError
 from edgellama.model.cache import SessionCache
 from edgellama.model.decoder import decode_layer
@@ -13,7 +15,7 @@ from edgellama.model.rope import RopeTable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgellama_kernels import HiddenRows, Kernels
+    from edgellama_kernels import HiddenRows, Kernels, Program
 
     from edgellama.model.config import LlamaConfig
     from edgellama.model.weights import LayerWeights
@@ -45,15 +47,16 @@ class Stage:
         self.span = span
         self.context = context
         self.sessions_max = sessions_max
-        self._kernels = kernels
         self._config = config
         self._layers = tuple(layers)
         self._rope = RopeTable(config)
         self._sessions: dict[int, SessionCache] = {}
+        self.use(kernels)
 
     def use(self, kernels: Kernels) -> None:
         """Compute with other kernels from now on; the bits stay the same, sessions go on."""
         self._kernels = kernels
+        self._program = self._recorded()
 
     def sessions(self) -> tuple[int, ...]:
         """Return the open sessions, the oldest first."""
@@ -105,11 +108,28 @@ class Stage:
     def _forward_piece(self, cache: SessionCache, hidden: HiddenRows, position: int) -> HiddenRows:
         turns = self._rope.rows(position, len(hidden.exponents))
         with finite(f"layers {self.span.first} to {self.span.past - 1}"):
+            if self._program is not None:
+                return self._program.run(hidden, turns, cache.layers, position)
             for weights, cache_layer in zip(self._layers, cache.layers, strict=True):
                 hidden = decode_layer(
                     self._kernels, self._config, weights, cache_layer, hidden, turns, position
                 )
         return hidden
+
+    def _recorded(self) -> Program | None:
+        """Return all layers as one program, None where the kernels run verb by verb."""
+        config = self._config
+        recording = self._kernels.record(CHUNK_TOKENS_MAX, config.width, config.head_width)
+        if recording is None:
+            return None
+        hidden = recording.hidden
+        try:
+            for layer, weights in enumerate(self._layers):
+                cache = recording.cache(layer)
+                hidden = decode_layer(recording, config, weights, cache, hidden, recording.turns, 0)
+        except Unrecordable:
+            return None
+        return recording.finish(hidden)
 
     def _session(self, session: int) -> SessionCache:
         cache = self._sessions.get(session)

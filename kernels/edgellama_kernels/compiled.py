@@ -70,10 +70,10 @@ class CompiledKernels(CheckedKernels):
 
     def _shrink(self, x: Float32) -> HiddenRows:
         tokens, width = x.shape
-        hidden = HiddenRows(np.empty((tokens, width), np.uint16), np.empty(tokens, np.uint8))
-        operation = operations.shrink(address(x), *map(address, hidden), width)
+        halves, exponents = np.empty((tokens, width), np.uint16), np.empty(tokens, np.uint8)
+        operation = operations.shrink(address(x), address(halves), address(exponents), width)
         self._do(operation, tokens, x.size)
-        return hidden
+        return HiddenRows(halves, exponents)
 
     def _rms_norm(self, x: Float32, weight: Float32, epsilon: np.float32) -> Float32:
         tokens, width = x.shape
@@ -90,7 +90,9 @@ class CompiledKernels(CheckedKernels):
             np.empty((count, tokens), np.float32),
             np.empty((count, tokens), np.int32),
         )
-        self._do(operations.quantize(address(x), *map(address, blocks), columns), tokens, x.size)
+        quants, scales, corrections = (address(array) for array in blocks)
+        operation = operations.quantize(address(x), quants, scales, corrections, columns)
+        self._do(operation, tokens, x.size)
         return blocks
 
     def _matmul_blocks(
@@ -110,7 +112,7 @@ class CompiledKernels(CheckedKernels):
         residual: Float32 | None,
     ) -> Float32:
         y = np.empty((tokens, matrix.rows), np.float32)
-        quants, scales, corrections = map(address, blocks or (None, None, None))
+        quants, scales, corrections = (address(array) for array in blocks or (None, None, None))
         operation = operations.multiply(
             matrix_operands(matrix), address(x), (quants, scales, corrections),
             address(residual), address(y), matrix.groups,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellama_kernels.interface import LANE_POSITIONS
+from edgellama_kernels.interface import LANE_POSITIONS, ROW_EXPONENT_MAX
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
 from edgellama_kernels.reference import BLOCK_MAX_TINY, HALF_LIMIT, ONE, ZERO
@@ -190,7 +190,10 @@ def expand(halves: int, exponents: int, y: int, width: int, first: int, past: in
     whole = width // FULL * FULL
     for token in range(first, past):
         at = token * width
-        scale = bits_f32(np.int32((127 + np.int64(load_u8(exponents, token))) << 23))
+        exponent = np.int64(load_u8(exponents, token))
+        if exponent > ROW_EXPONENT_MAX:
+            return 1
+        scale = bits_f32(np.int32((127 + exponent) << 23))
         for i in range(0, whole, FULL):
             lanes = load_half_x8(halves, at + i) * splat_f32(scale)
             largest = larger_i32(largest, magnitude_bits(lanes))

@@ -58,7 +58,9 @@ def expand(halves: Operand, exponents: Operand, y: Operand, width: int) -> Opera
     return Operation(EXPAND, (halves, exponents, y, width), units_per_token=1)
 
 
-def norm(x: Operand, weight: Operand, y: Operand, width: int, epsilon: float) -> Operation:
+def norm(
+    x: Operand, weight: Operand, y: Operand, width: int, epsilon: float | np.float32
+) -> Operation:
     """Rule 3 on float32 [T, width]."""
     return Operation(NORM, (x, weight, y, width, _bits(epsilon)), units_per_token=1)
 

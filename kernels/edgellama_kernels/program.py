@@ -66,7 +66,7 @@ def meet(sync: int, threads: int, patience: int) -> bool:
         waits = 0
         while load_atomic(sync, ROUNDS) == now and load_atomic(sync, STOP) == 0:
             waits = wait(sync, waits, patience)
-    return load_atomic(sync, STOP) == 0
+    return bool(load_atomic(sync, STOP) == 0)
 
 
 @inlined
@@ -93,7 +93,7 @@ def leave(sync: int, thread: int, threads: int, patience: int) -> int:
     waits = 0
     while load_atomic(sync, LEFT) < threads - 1 and load_atomic(sync, STOP) != STALLED:
         waits = wait(sync, waits, patience)
-    status = load_atomic(sync, STOP)
+    status = int(load_atomic(sync, STOP))
     if status != STALLED:
         store_atomic(sync, ARRIVED, 0)
         store_atomic(sync, LEFT, 0)
@@ -105,10 +105,10 @@ def leave(sync: int, thread: int, threads: int, patience: int) -> int:
 def units_of(row: int, tokens: int) -> int:
     """Return how many units an operation has to share out."""
     if load_i64(row, CODE) == ATTEND:
-        kv_heads = load_i64(row, OPERANDS + 5)
-        rows = tokens * (load_i64(row, OPERANDS + 4) // kv_heads)
+        kv_heads = int(load_i64(row, OPERANDS + 5))
+        rows = tokens * int(load_i64(row, OPERANDS + 4) // kv_heads)
         return kv_heads * -(-rows // ROWS_AT_ONCE)
-    return load_i64(row, UNITS) + tokens * load_i64(row, UNITS_PER_TOKEN)
+    return int(load_i64(row, UNITS)) + tokens * int(load_i64(row, UNITS_PER_TOKEN))
 
 
 @part

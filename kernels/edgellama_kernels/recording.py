@@ -51,6 +51,9 @@ class CacheOperand(NamedTuple):
     field: str
 
 
+Place = Storage | CacheOperand
+
+
 class RecordedArray(NamedTuple):
     """Numbers that the program will compute, [T, *shape]."""
 
@@ -67,12 +70,15 @@ class RecordedArray(NamedTuple):
         return RecordedArray(self.storage, shape)
 
 
+Blocks = tuple[Storage, Storage, Storage]
+
+
 class RecordedRows:
     """Activations on their way into matmuls; quantised once, on first need."""
 
     def __init__(self, values: RecordedArray) -> None:
         self.values = values
-        self.blocks: tuple[Storage, Storage, Storage] | None = None
+        self.blocks: Blocks | None = None
 
 
 class Recording:
@@ -88,7 +94,7 @@ class Recording:
         self._tokens_max = tokens_max
         self._operations: list[Operation] = []
         self._width, self._head_width = width, head_width
-        self.hidden = (Storage(2 * width), Storage(1))
+        self.hidden = Storage(2 * width), Storage(1)
         self.turns = RecordedArray(Storage(4 * head_width), (2, head_width // 2))
 
     def cache(self, layer: int) -> int:
@@ -97,15 +103,16 @@ class Recording:
 
     def expand(self, hidden: Any) -> Any:
         """Record ``Verbs.expand``."""
+        halves, exponents = hidden
         y = _numbers(self._width)
-        self._operations.append(operations.expand(*hidden, y.storage, y.width))
+        self._operations.append(operations.expand(halves, exponents, y.storage, y.width))
         return y
 
     def shrink(self, x: Any) -> Any:
         """Record ``Verbs.shrink``."""
-        hidden = (Storage(2 * x.width), Storage(1))
-        self._operations.append(operations.shrink(x.storage, *hidden, x.width))
-        return hidden
+        halves, exponents = Storage(2 * x.width), Storage(1)
+        self._operations.append(operations.shrink(x.storage, halves, exponents, x.width))
+        return halves, exponents
 
     def rms_norm(self, x: Any, weight: Float32, epsilon: float) -> Any:
         """Record ``Verbs.rms_norm``."""
@@ -124,9 +131,10 @@ class Recording:
         """Record ``Verbs.matmul``."""
         _check(rows.values.width == matrix.columns)
         _check(residual is None or residual.width == matrix.rows)
-        x, blocks = rows.values.storage, (0, 0, 0)
-        if matrix.kind.quantized:
-            x, blocks = 0, self._blocks(rows)
+        nothing = 0, 0, 0
+        quantized = matrix.kind.quantized
+        blocks = self._blocks(rows) if quantized else nothing
+        x = 0 if quantized else rows.values.storage
         y = _numbers(matrix.rows)
         added = 0 if residual is None else residual.storage
         self._operations.append(
@@ -134,7 +142,7 @@ class Recording:
         )
         return y
 
-    def _blocks(self, rows: RecordedRows) -> tuple[Storage, Storage, Storage]:
+    def _blocks(self, rows: RecordedRows) -> Blocks:
         if rows.blocks is None:
             width = rows.values.width
             _check(width % BLOCK_COLUMNS == 0)
@@ -226,43 +234,46 @@ class _Layout:
         for storage in (*given, *result):
             self._place(storage)
         last = {x: n for n, operation in enumerate(recorded) for x in _places(operation)}
-        kept = {*given, *result}
-        written: set[object] = set()
-        read: set[object] = set()
+        kept: set[Place] = {*given, *result}
+        written: set[Place] = set()
+        read: set[Place] = set()
         for number, operation in enumerate(recorded):
             writes = {operation.operands[i] for i in operations.WRITES[operation.code]}
-            reads = set(_places(operation)) - writes
+            reads = _places(operation) - writes
             together = not (reads & written or writes & (read | written))
             self.meets.append(not together)
             if not together:
-                for storage in (read | written) - kept:
-                    if isinstance(storage, Storage) and last[storage] < number:
-                        self._free[self._bytes(storage)].append(self.offsets[storage])
-                        kept.add(storage)
+                ended = {x for x in (read | written) - kept if last[x] < number}
+                self._make_free(ended)
+                kept |= ended
                 written, read = set(), set()
             written |= writes
             read |= reads
-            for storage in reads | writes:
-                if isinstance(storage, Storage):
-                    self._place(storage)
+            for place in reads | writes:
+                self._place(place)
 
-    def _place(self, storage: Storage) -> None:
-        if storage in self.offsets:
+    def _make_free(self, ended: set[Place]) -> None:
+        for place in ended:
+            if isinstance(place, Storage):
+                self._free[self._bytes(place)].append(self.offsets[place])
+
+    def _place(self, place: Place) -> None:
+        if place in self.offsets or not isinstance(place, Storage):
             return
-        size = self._bytes(storage)
+        size = self._bytes(place)
         if self._free[size]:
-            self.offsets[storage] = self._free[size].pop()
+            self.offsets[place] = self._free[size].pop()
         else:
-            self.offsets[storage] = self.size_bytes
+            self.offsets[place] = self.size_bytes
             self.size_bytes += size
 
     def _bytes(self, storage: Storage) -> int:
         return -(-storage.token_bytes * self.tokens_max // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _places(operation: Operation) -> list[Storage | CacheOperand]:
+def _places(operation: Operation) -> set[Place]:
     """Return the operands that lie in memory, weights apart."""
-    return [x for x in operation.operands if isinstance(x, Storage | CacheOperand)]
+    return {x for x in operation.operands if isinstance(x, Storage | CacheOperand)}
 
 
 class Program:
