@@ -14,7 +14,8 @@ from edgellama_kernels.interface import (
     Verbs,
     allocate_cache_layer,
 )
-from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, WeightKind, packed_bytes
+from edgellama_kernels.kinds import WeightKind
+from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, packed_bytes
 from edgellama_kernels.reference import exponential
 
 __all__ = [

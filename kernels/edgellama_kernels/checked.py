@@ -21,10 +21,12 @@ from edgellama_kernels.interface import (
     Recording,
     Rows,
 )
-from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
+from edgellama_kernels.kinds import BLOCK_COLUMNS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgellama_kernels.layout import PackedMatrix
 
 
 def fitting(x: Float32, what: str, *shape: int | None) -> Float32:

@@ -17,16 +17,18 @@ from edgellama_kernels.interface import (
     NonFinite,
     QuantizedBlocks,
 )
-from edgellama_kernels.layout import BLOCK_COLUMNS, PackedMatrix
-from edgellama_kernels.matmul import TOKENS_TILE, matrix_operands
+from edgellama_kernels.kinds import BLOCK_COLUMNS
+from edgellama_kernels.matmul import matrix_operands
 from edgellama_kernels.program import COLUMNS, OPERANDS
 from edgellama_kernels.recording import Recording
 from edgellama_kernels.reference import HALF_ROUNDS_TO_INFINITY, ReferenceKernels
+from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgellama_kernels.layout import PackedMatrix
     from edgellama_kernels.operations import Operation
 
 _VECTOR = 8
@@ -88,10 +90,10 @@ class CompiledKernels(CheckedKernels):
         blocks = QuantizedBlocks(
             np.empty((count, tokens, BLOCK_COLUMNS), np.int8),
             np.empty((count, tokens), np.float32),
-            np.empty((count, tokens), np.int32),
+            np.empty((count, tokens, 2), np.int16),
         )
-        quants, scales, corrections = (address(array) for array in blocks)
-        operation = operations.quantize(address(x), quants, scales, corrections, columns)
+        quants, scales, sums = (address(array) for array in blocks)
+        operation = operations.quantize(address(x), quants, scales, sums, columns)
         self._do(operation, tokens, x.size)
         return blocks
 
@@ -112,9 +114,9 @@ class CompiledKernels(CheckedKernels):
         residual: Float32 | None,
     ) -> Float32:
         y = np.empty((tokens, matrix.rows), np.float32)
-        quants, scales, corrections = (address(array) for array in blocks or (None, None, None))
+        quants, scales, sums = (address(array) for array in blocks or (None, None, None))
         operation = operations.multiply(
-            matrix_operands(matrix), address(x), (quants, scales, corrections),
+            matrix_operands(matrix), address(x), (quants, scales, sums),
             address(residual), address(y), matrix.groups,
         )  # fmt: skip
         self._do(operation, tokens, matrix.buffer.size * tokens, TOKENS_TILE * _VECTOR)

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellama_kernels.interface import Float32, Kernels, allocate_cache_layer
-from edgellama_kernels.layout import PackedMatrix, WeightKind, row_bytes
+from edgellama_kernels.kinds import WeightKind, block_fields
+from edgellama_kernels.layout import PackedMatrix, row_bytes
 from edgellama_kernels.reference import exponential
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPECTED_DIGEST = "5d10787af4179fedaacd84923c3db00c17772adfea322f180788c25d82926488"
+EXPECTED_DIGEST = "c622d7f13b7430f8bf461079b90522893c8190dce889db2c01c183b7bbb91738"
 
 ROWS = 43  # no multiple of 8
-COLUMNS = {True: 160, False: 150}  # of quantised and other weights: the last block is short
+COLUMNS = {1: 150, 32: 160, 256: 512}  # by GGUF's block; of 150 the last block of 32 is short
 POSITIONS = 150  # in the third tile of 64
 HEADS, KV_HEADS, HEAD_WIDTH = 6, 2, 24  # three query heads share a key head: not four
 
@@ -52,14 +53,16 @@ def _awkward(seed: int, *shape: int) -> Float32:
 
 def _matrix(kind: WeightKind, seed: int) -> PackedMatrix:
     """Return a matrix whose raw bytes are fixed; scales reach down to subnormal fp16."""
-    columns = COLUMNS[kind.quantized]
+    columns = COLUMNS[kind.block_size]
     size = row_bytes(kind, columns)
     raw = _integers(ROWS * size, seed).astype(np.uint8)
-    block = raw.reshape(ROWS, -1, kind.block_bytes)
+    blocks = raw.reshape(ROWS, -1, kind.block_bytes)
     if kind.quantized:
-        block[..., 1] &= 0x87  # the scales' upper bytes: fp16 below 2^-13 in magnitude
+        for name, field in block_fields(kind, blocks).items():
+            if name in ("scale", "minimum"):
+                field[..., 1] &= 0x87  # the upper bytes: fp16 below 2^-13 in magnitude
     else:
-        block[..., -1] &= 0xBF  # finite and below 2 in every format
+        blocks[..., -1] &= 0xBF  # finite and below 2 in every format
     matrix = PackedMatrix.zeros(kind, ROWS, columns)
     matrix.store_rows(0, raw.reshape(ROWS, size))
     return matrix
@@ -72,8 +75,8 @@ def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
         matrix = _matrix(kind, number)
         hidden = kernels.embed(matrix, np.array([0, 42, 7]))
         found[f"embed {kind.value}"] = kernels.expand(hidden)
-        x = _awkward(10 + number, 5, matrix.columns)
-        residual = _numbers(20 + number, 2, ROWS)
+        x = _awkward(100 + number, 5, matrix.columns)
+        residual = _numbers(200 + number, 2, ROWS)
         for part, added in ((x, None), (x[:2], residual), (x[2:3], None)):
             name = f"matmul {kind.value} T={len(part)}"
             found[name] = kernels.matmul(matrix, kernels.prepare(part), added)

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgellama_kernels.interface import LANE_POSITIONS, ROW_EXPONENT_MAX
 from edgellama_kernels.jit import inlined, part
+from edgellama_kernels.kinds import HALF_COLUMNS
 from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
 from edgellama_kernels.reference import BLOCK_MAX_TINY, HALF_LIMIT, ONE, ZERO
 from edgellama_kernels.vec import (
@@ -33,7 +34,6 @@ from edgellama_kernels.vec import (
     store_f32,
     store_f32x8,
     store_half_x8,
-    store_i32,
     store_i32x8_as_i8,
     store_u8,
     store_u16,
@@ -64,7 +64,7 @@ def largest_magnitude(x: int, index: int, count: int) -> Any:
 
 @part
 def quantize(
-    x: int, quants: int, scales: int, corrections: int, columns: int, tokens: int,
+    x: int, quants: int, scales: int, sums: int, columns: int, tokens: int,
     first: int, past: int,
 ) -> int:  # fmt: skip
     """Rule 2: float32 [tokens, columns] to block-major blocks. A unit is 32 columns of a row."""
@@ -80,13 +80,16 @@ def quantize(
         if largest >= BLOCK_MAX_TINY:
             scale = largest / LEVELS
             inverse = LEVELS / largest
-        total = zeros_i32x8()
+        first_half = total = zeros_i32x8()
         for i in range(0, 32, FULL):
             lanes = i32_from_float(nearest(load_f32x8(x, at + i) * splat_f32(inverse)))
             store_i32x8_as_i8(quants, to * 32 + i, lanes)
             total = total + lanes
+            if i < HALF_COLUMNS:
+                first_half = total
         store_f32(scales, to, scale)
-        store_i32(corrections, to, np.int32(-8) * sum_i32(total))
+        store_u16(sums, 2 * to, np.uint16(sum_i32(first_half)))
+        store_u16(sums, 2 * to + 1, np.uint16(sum_i32(total)))
     return 0
 
 

@@ -79,14 +79,14 @@ def allocate_cache_layer(kv_heads: int, head_width: int, capacity: int) -> Cache
 class QuantizedBlocks(NamedTuple):
     """Activations in blocks of 32 (rule 2), block-major so that a block's tokens are neighbours.
 
-    quants: int8 [blocks, T, 32], in -127..127; scales: float32 [blocks, T];
-    corrections: int32 [blocks, T], -8 times the sum of the quants, which turns a dot product with
-    nibbles 0..15 into one with weights -8..7.
+    quants: int8 [blocks, T, 32], in -127..127; scales: float32 [blocks, T]; sums: int16
+    [blocks, T, 2], of the first 16 quants and of all 32. With the sums a kernel turns products with
+    unsigned weights into those with signed ones, and adds the weights' minimums.
     """
 
     quants: NDArray[np.int8]
     scales: Float32
-    corrections: NDArray[np.int32]
+    sums: NDArray[np.int16]
 
 
 class Rows:

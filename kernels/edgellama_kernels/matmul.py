@@ -8,50 +8,50 @@ room for ``TOKENS_TILE`` sums of eight rows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgellama_kernels.block_words import dot_bytes, dot_nibbles, load_block, load_nibbles
+import numpy as np
+
+from edgellama_kernels.block_words import (
+    dot_bytes,
+    dot_nibbles,
+    load_block,
+    load_nibbles,
+    whole_sum,
+)
 from edgellama_kernels.jit import inlined, part
-from edgellama_kernels.lanes import load_lanes, store_lanes
-from edgellama_kernels.layout import PackedMatrix, WeightKind
+from edgellama_kernels.kinds import F16, F32, KIND_CODES, Q4_0, Q4_1, Q8_0
+from edgellama_kernels.matmul_blocks import batch_blocks, decode_blocks
+from edgellama_kernels.row_sums import TOKENS_TILE, clear, finish, finish_tile
 from edgellama_kernels.vec import (
     PREFETCH_BYTES,
     broadcast_f32,
-    broadcast_i32,
     float_from_i32,
     load_bfloat_x8,
     load_f32x8,
     load_half_x8,
     prefetch,
+    splat_i32,
     store_f32x8,
     zeros_f32x8,
 )
 
+if TYPE_CHECKING:
+    from edgellama_kernels.layout import PackedMatrix
+
 NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
 BLOCK_BYTES = 256  # a block of Q8_0 of eight rows, without scales
-TOKENS_TILE = 512  # their sums (16 KiB) stay in the first-level cache
-KIND_F32, KIND_F16, KIND_BF16, KIND_Q8_0, KIND_Q4_0 = range(5)
-KIND_CODES = {
-    WeightKind.F32: KIND_F32,
-    WeightKind.F16: KIND_F16,
-    WeightKind.BF16: KIND_BF16,
-    WeightKind.Q8_0: KIND_Q8_0,
-    WeightKind.Q4_0: KIND_Q4_0,
-}
-"""What `multiply` calls each kind of weights."""
 
 
 @inlined
-def finish(y: int, residual: int, index: int, count: int, lanes: Any) -> None:
-    """Store ``count`` rows' sums; a residual is one more addition afterwards."""
-    if residual != 0:
-        lanes = lanes + load_lanes(residual, index, count)
-    store_lanes(y, index, count, lanes)
+def offsets_of_nibbles(sums: int, index: int) -> Any:
+    """Return what turns products with nibbles 0..15 into products with -8..7."""
+    return whole_sum(sums, index) * splat_i32(np.int32(-8))
 
 
 @part
 def decode_nibbles(
-    quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, sums: int,
     residual: int, y: int, rows: int, first: int, past: int,
 ) -> int:  # fmt: skip
     """Q4_0 for one token: the weights pass by once, at the speed of memory."""
@@ -63,7 +63,7 @@ def decode_nibbles(
             prefetch(quants, at + PREFETCH_BYTES + 64)
             b = block - group * blocks
             weights = load_nibbles(quants, at)
-            dots = dot_nibbles(weights, x, b * 32, broadcast_i32(corrections, b))
+            dots = dot_nibbles(weights, x, b * 32, offsets_of_nibbles(sums, b))
             scale = load_half_x8(scales, block * 8) * broadcast_f32(x_scales, b)
             total = total + float_from_i32(dots) * scale
         finish(y, residual, group * 8, rows - group * 8, total)
@@ -90,26 +90,9 @@ def decode_bytes(
     return 0
 
 
-@inlined
-def clear(scratch: int, tokens: int) -> None:
-    """Set a tile's sums to +0."""
-    for token in range(tokens):
-        store_f32x8(scratch, token * 8, zeros_f32x8())
-
-
-@inlined
-def finish_tile(
-    scratch: int, y: int, residual: int, group: int, rows: int, start: int, stop: int
-) -> None:
-    """Store a tile's sums of one group of rows for the tokens ``start`` up to ``stop``."""
-    for token in range(start, stop):
-        total = load_f32x8(scratch, (token - start) * 8)
-        finish(y, residual, token * rows + group * 8, rows - group * 8, total)
-
-
 @part
 def batch_nibbles(
-    quants: int, scales: int, blocks: int, x: int, x_scales: int, corrections: int,
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, sums: int,
     residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
 ) -> int:  # fmt: skip
     """Q4_0 for several tokens: a block is unpacked once and meets all of them."""
@@ -122,7 +105,7 @@ def batch_nibbles(
                 weights = load_nibbles(quants, block * NIBBLES_BYTES)
                 scale = load_half_x8(scales, block * 8)
                 for token in range(b * tokens + start, b * tokens + stop):
-                    dots = dot_nibbles(weights, x, token * 32, broadcast_i32(corrections, token))
+                    dots = dot_nibbles(weights, x, token * 32, offsets_of_nibbles(sums, token))
                     step = float_from_i32(dots) * (scale * broadcast_f32(x_scales, token))
                     at = (token - b * tokens - start) * 8
                     store_f32x8(scratch, at, load_f32x8(scratch, at) + step)
@@ -156,9 +139,9 @@ def batch_bytes(
 @inlined
 def load_elements(elements: int, index: int, kind: int) -> Any:
     """Load one column of eight rows as float32, exactly."""
-    if kind == KIND_F32:
+    if kind == F32:
         return load_f32x8(elements, index)
-    if kind == KIND_F16:
+    if kind == F16:
         return load_half_x8(elements, index)
     return load_bfloat_x8(elements, index)
 
@@ -209,7 +192,7 @@ def matrix_operands(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:
 @part
 def multiply(
     kind: int, weights: int, scales: int, columns: int, rows: int, x: int, quants: int,
-    x_scales: int, corrections: int, residual: int, y: int, tokens: int, first: int, past: int,
+    x_scales: int, sums: int, residual: int, y: int, tokens: int, first: int, past: int,
     scratch: int,
 ) -> int:  # fmt: skip
     """Multiply any kind of weights: the one place that tells them apart.
@@ -217,17 +200,27 @@ def multiply(
     Activations are ``x`` for F32, F16 and BF16, the three arrays of blocks for all others.
     """
     blocks = columns // 32
-    if kind == KIND_Q4_0:
+    if kind == Q4_0:
         if tokens == 1:
             return decode_nibbles(
-                weights, scales, blocks, quants, x_scales, corrections,
+                weights, scales, blocks, quants, x_scales, sums,
                 residual, y, rows, first, past,
             )  # fmt: skip
         return batch_nibbles(
-            weights, scales, blocks, quants, x_scales, corrections,
+            weights, scales, blocks, quants, x_scales, sums,
             residual, y, tokens, rows, first, past, scratch,
         )  # fmt: skip
-    if kind == KIND_Q8_0:
+    if kind >= Q4_1:
+        if tokens == 1:
+            return decode_blocks(
+                kind, weights, scales, blocks, quants, x_scales, sums, residual, y, rows,
+                first, past,
+            )  # fmt: skip
+        return batch_blocks(
+            kind, weights, scales, blocks, quants, x_scales, sums, residual, y, tokens, rows,
+            first, past, scratch,
+        )  # fmt: skip
+    if kind == Q8_0:
         if tokens == 1:
             return decode_bytes(
                 weights, scales, blocks, quants, x_scales, residual, y, rows, first, past

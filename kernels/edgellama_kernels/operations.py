@@ -66,10 +66,10 @@ def norm(
 
 
 def quantize(
-    x: Operand, quants: Operand, scales: Operand, corrections: Operand, columns: int
+    x: Operand, quants: Operand, scales: Operand, sums: Operand, columns: int
 ) -> Operation:
     """Rule 2 on float32 [T, columns]."""
-    operands = (x, quants, scales, corrections, columns)
+    operands = (x, quants, scales, sums, columns)
     return Operation(QUANTIZE, operands, units_per_token=columns // BLOCK_COLUMNS)
 
 

@@ -21,7 +21,8 @@ from edgellama_kernels.interface import (
     NonFinite,
     Unrecordable,
 )
-from edgellama_kernels.matmul import TOKENS_TILE, matrix_operands
+from edgellama_kernels.matmul import matrix_operands
+from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, TeamStalled, address
 
 if TYPE_CHECKING:

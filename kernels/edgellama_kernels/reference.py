@@ -23,13 +23,8 @@ from edgellama_kernels.interface import (
     NonFinite,
     QuantizedBlocks,
 )
-from edgellama_kernels.layout import (
-    BLOCK_COLUMNS,
-    GROUP_ROWS,
-    PackedMatrix,
-    unpacked,
-    widened,
-)
+from edgellama_kernels.kinds import BLOCK_COLUMNS, HALF_COLUMNS
+from edgellama_kernels.layout import GROUP_ROWS, PackedMatrix, widened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,29 +142,31 @@ class ReferenceKernels(CheckedKernels):
         scales = np.where(tiny, ZERO, divisor / f32(127))
         inverse = np.where(tiny, ZERO, f32(127) / divisor)
         quants = np.rint(blocks * inverse[..., None]).astype(np.int8)
-        corrections = quants.sum(axis=2, dtype=np.int32) * np.int32(-8)
-        return QuantizedBlocks(quants, scales, corrections)
+        first = quants[..., :HALF_COLUMNS].sum(axis=2, dtype=np.int16)
+        whole = quants.sum(axis=2, dtype=np.int16)
+        return QuantizedBlocks(quants, scales, np.stack([first, whole], axis=2))
 
     def _matmul_blocks(
         self, matrix: PackedMatrix, blocks: QuantizedBlocks, residual: Float32 | None
     ) -> Float32:
-        """Rule 1: a block's integer dot product is exact; ``acc = acc + f * (d * xs)``.
+        """Rule 1: ``acc = acc + f * (d * xs)``, then the same with a minimum where there is one.
 
-        The dot products stay below 2^24, so float32 BLAS computes them exactly in any order.
+        The integers of a block stay below 2^24, so float32 BLAS is exact in any order.
         """
         count, tokens, _ = blocks.quants.shape
         x = np.ascontiguousarray(blocks.quants.transpose(0, 2, 1)).astype(np.float32)
+        first, whole = blocks.sums[..., 0], blocks.sums[..., 1]
+        halves = np.stack([first, whole - first], axis=1).astype(np.float32)
         y = np.empty((tokens, matrix.rows), np.float32)
         for groups, rows in _row_tiles(matrix, count * max(tokens, BLOCK_COLUMNS)):
-            stored = matrix.quants[groups].transpose(1, 0, 3, 2, 4)
-            weights = unpacked(matrix.kind, stored).astype(np.float32)
-            weights = weights.reshape(count, -1, BLOCK_COLUMNS)
-            scales = matrix.scales[groups].view(np.float16).astype(np.float32)
-            scales = scales.transpose(1, 0, 2).reshape(count, -1)
+            terms = zip(matrix.block_terms(groups), (x, halves), strict=False)
             with np.errstate(all="ignore"):  # a damaged file's scales may be infinite
-                products = np.matmul(weights, x)
-                products *= scales[:, :, None] * blocks.scales[:, None, :]
-                accumulated = _added_upwards(products)
+                products = []
+                for (integers, scales), activations in terms:
+                    product = np.matmul(integers.astype(np.float32), activations)
+                    product *= scales[:, :, None] * blocks.scales[:, None, :]
+                    products.append(product)
+                accumulated = _added_upwards(*products)
             y[:, rows] = accumulated.T[:, : rows.stop - rows.start]
         return _with_residual(y, residual)
 
@@ -254,11 +251,12 @@ def _row_tiles(matrix: PackedMatrix, row_numbers: int) -> list[tuple[slice, slic
     ]
 
 
-def _added_upwards(blocks: Float32) -> Float32:
-    """Return the sum over the first axis, from +0 upwards."""
-    accumulated = np.zeros(blocks.shape[1:], np.float32)
-    for block in blocks:
-        accumulated += block
+def _added_upwards(*terms: Float32) -> Float32:
+    """Return the sum over the first axis, from +0 upwards, of each term in turn."""
+    accumulated = np.zeros(terms[0].shape[1:], np.float32)
+    for blocks in zip(*terms, strict=True):
+        for block in blocks:
+            accumulated += block
     return accumulated
 
 

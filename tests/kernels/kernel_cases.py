@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from edgellama_kernels import PackedMatrix, WeightKind
+from edgellama_kernels.kinds import block_fields
 from edgellama_kernels.layout import row_bytes
 
 
@@ -35,13 +36,28 @@ def raw_matrix(kind: WeightKind, rows: int, columns: int, seed: int = 0) -> np.n
     size = row_bytes(kind, columns)
     blocks = generator.integers(0, 256, (rows, size), dtype=np.uint8)
     blocks = blocks.reshape(rows, -1, kind.block_bytes)
-    scales = (generator.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
-    extremes = np.array([6e-8, 0, 65504, -3e-5, -0.0], np.float16)  # 6e-8 is the least subnormal
-    scales.reshape(-1)[: len(extremes)] = extremes[: scales.size]
-    blocks[..., :2] = scales[..., None].view(np.uint8)
-    blocks[-1, :, 2:] = 0x80  # -128 throughout, or nibbles 0 and 8
-    blocks[-2:-1, :, 2:] = 0xFF
+    fields = block_fields(kind, blocks)
+    for number, name in enumerate(("scale", "minimum")):
+        if name in fields:
+            scales = (generator.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
+            # 6e-8 is the least subnormal
+            extremes = np.array([6e-8, 0, 65504, -3e-5, -65504, -0.0], np.float16)
+            scales.reshape(-1)[: len(extremes)] = np.roll(extremes, number)[: scales.size]
+            fields[name][:] = scales[..., None].view(np.uint8)
+    for name in ("low", "high"):
+        if name in fields:
+            fields[name][-1] = 0x80  # -128 throughout, or a quant that is 0 but for one bit
+            fields[name][-2:-1] = 0xFF
+    if "factors" in fields:
+        fields["factors"][-1] = 0x80
+        fields["factors"][-2:-1] = 0xFF
+        fields["factors"][-3:-2] = 0
     return blocks.reshape(rows, size)
+
+
+def whole_blocks(kind: WeightKind, blocks: int) -> int:
+    """Return columns for a matrix: about so many blocks of 32, and whole blocks of the kind."""
+    return -(-blocks * 32 // kind.block_size) * kind.block_size
 
 
 def packed(kind: WeightKind, rows: int, columns: int, seed: int = 0) -> PackedMatrix:

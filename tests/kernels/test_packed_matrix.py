@@ -4,11 +4,12 @@ import gguf
 import numpy as np
 import pytest
 from edgellama_kernels import PackedMatrix, WeightKind, packed_bytes
+from edgellama_kernels.kinds import block_quants
 from edgellama_kernels.layout import row_bytes
 from gguf import quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_same_bits, packed, raw_matrix
+from kernel_cases import assert_same_bits, packed, raw_matrix, whole_blocks
 
 KINDS = list(WeightKind)
 
@@ -29,30 +30,34 @@ def gguf_values(kind: WeightKind, raw: np.ndarray, columns: int) -> np.ndarray:
 def test_rows_come_back_as_gguf_reads_them(
     kind: WeightKind, rows: int, blocks: int, seed: int
 ) -> None:
-    columns = blocks * 32 if kind.quantized else blocks * 32 + seed % 32
+    columns = whole_blocks(kind, blocks) if kind.quantized else blocks * 32 + seed % 32
     raw = raw_matrix(kind, rows, columns, seed)
     matrix = packed(kind, rows, columns, seed)
     assert_same_bits(matrix.dequantized_rows(range(rows)), gguf_values(kind, raw, columns))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_stored_piecewise_are_the_same(kind: WeightKind) -> None:
-    raw = raw_matrix(kind, 21, 64)
-    matrix = PackedMatrix.zeros(kind, 21, 64)
+def test_rows_stored_piecewise_are_the_same(kind: WeightKind, monkeypatch) -> None:
+    columns = whole_blocks(kind, 2)
+    raw = raw_matrix(kind, 21, columns)
+    matrix = PackedMatrix.zeros(kind, 21, columns)
     matrix.store_rows(16, raw[16:])
     matrix.store_rows(0, raw[:8])
     matrix.store_rows(8, raw[8:16])
-    assert_same_bits(matrix.buffer, packed(kind, 21, 64).buffer)
+    assert_same_bits(matrix.buffer, packed(kind, 21, columns).buffer)
+    monkeypatch.setattr("edgellama_kernels.layout.WEIGHTS_AT_ONCE", 1)  # a group at a time
+    assert_same_bits(matrix.buffer, packed(kind, 21, columns).buffer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_read_only_buffer_serves_and_sections_are_aligned(kind: WeightKind) -> None:
-    matrix = packed(kind, 13, 96)
+    columns = whole_blocks(kind, 3)
+    matrix = packed(kind, 13, columns)
     frozen = np.frombuffer(bytearray(matrix.buffer.tobytes()), np.uint8)
     frozen.flags.writeable = False
-    again = PackedMatrix(kind, 13, 96, frozen)
+    again = PackedMatrix(kind, 13, columns, frozen)
     assert_same_bits(again.dequantized_rows([12, 0]), matrix.dequantized_rows([12, 0]))
-    assert matrix.buffer.size == packed_bytes(kind, 13, 96)
+    assert matrix.buffer.size == packed_bytes(kind, 13, columns)
     assert matrix.buffer.size % 64 == 0
     assert (matrix.scales_address - matrix.address) % 64 == 0
     assert matrix.address % 64 == 0
@@ -68,10 +73,50 @@ def test_the_layout_is_the_one_drawn() -> None:
     assert matrix.scales[1, 1, 3] == raw[11, 1, :2].view(np.uint16)[0]
 
 
+BITS_PER_WEIGHT = {
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "Q8_0": 8.5,
+    "Q4_0": 4.5,
+    "Q4_1": 5,
+    "Q5_0": 5.5,
+    "Q5_1": 6,
+    "Q2_K": 2.625,
+    "Q3_K": 3.5625,
+    "Q4_K": 4.625,
+    "Q5_K": 5.625,
+    "Q6_K": 6.5625,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_per_weight_and_gguf_blocks_are_as_stated(kind: WeightKind) -> None:
+    assert packed_bytes(kind, 64, 2048) * 8 == BITS_PER_WEIGHT[kind.value] * 64 * 2048
+    sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.value]]
+    assert (kind.block_size, kind.block_bytes) == sizes
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(6, WeightKind.Q6_K), (5, WeightKind.Q5_K)])
+def test_planes_of_bits_are_the_ones_drawn(bits: int, kind: WeightKind) -> None:
+    matrix, raw = packed(kind, 9, 512), raw_matrix(kind, 9, 512)
+    quants = block_quants(kind, raw.reshape(9, 2, -1)).reshape(9, 512)
+    for row, column in ((0, 0), (8, 511), (3, 300), (8, 17)):
+        (group, lane), (block, place) = divmod(row, 8), divmod(column, 32)
+        vector, byte = divmod(place, 4)
+        low = matrix.quants[group, block, vector % 4, lane, byte] >> vector // 4 * 4 & 15
+        width = bits - 4
+        high = matrix.quants[group, block, 4 + vector % width, lane, byte]
+        high = high >> vector // width * width & (1 << width) - 1
+        assert low | high << 4 == quants[row, column]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     kind = WeightKind.Q8_0
     with pytest.raises(ValueError, match="32 columns"):
         packed_bytes(kind, 8, 33)
+    with pytest.raises(ValueError, match="256 columns"):
+        packed_bytes(WeightKind.Q6_K, 8, 288)
     for rows, columns in ((0, 32), (8, 0), (-1, 32), (1 << 40, 32)):
         with pytest.raises(ValueError, match="cannot be packed"):
             packed_bytes(kind, rows, columns)

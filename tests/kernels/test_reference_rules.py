@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from edgellama_kernels import Kernels, WeightKind, allocate_cache_layer, exponential
+from edgellama_kernels import (
+    Kernels,
+    PackedMatrix,
+    WeightKind,
+    allocate_cache_layer,
+    exponential,
+)
+from edgellama_kernels.kinds import FORMATS, block_quants, block_scales, factor_numbers
 from edgellama_kernels.reference import rounded_13_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_same_bits, awkward_rows, packed, random_rows
+from kernel_cases import (
+    assert_same_bits,
+    awkward_rows,
+    packed,
+    random_rows,
+    raw_matrix,
+    whole_blocks,
+)
 
 f32 = np.float32
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -25,25 +40,48 @@ def rounded(number: Fraction, bits: int) -> Fraction:
     return round(number / unit) * unit
 
 
-@pytest.mark.parametrize("kind", [WeightKind.Q4_0, WeightKind.Q8_0])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_rule_1_quantised_block_by_block(kind: WeightKind, reference: Kernels) -> None:
-    matrix, x = packed(kind, 5, 96, 3), random_rows(4, 2, 96)
+    columns = whole_blocks(kind, 3)
+    raw, x = raw_matrix(kind, 5, columns, 3), random_rows(4, 2, columns)
     rows = reference.prepare(x)
-    y = reference.matmul(matrix, rows)
-    blocks = rows.blocks
-    scales = matrix.scales.view(np.float16).astype(f32)
-    for t in range(2):
-        for r in range(5):
-            total = f32(0)
-            for b in range(3):
-                stored = matrix.quants[0, b, :, r].reshape(-1).astype(int)
-                if kind is WeightKind.Q4_0:
-                    weights = np.concatenate([stored & 15, stored >> 4]) - 8
-                else:
-                    weights = stored.astype(np.uint8).view(np.int8).astype(int)
-                dot = int((weights * blocks.quants[b, t].astype(int)).sum())
-                total = total + f32(dot) * (scales[0, b, r] * blocks.scales[b, t])
-            assert y[t, r] == total
+    y = reference.matmul(packed(kind, 5, columns, 3), rows)
+    quants, scales = rows.blocks.quants.astype(int), rows.blocks.scales
+    gguf_blocks = raw.reshape(5, -1, kind.block_bytes)
+    weights = block_quants(kind, gguf_blocks).astype(int).reshape(5, -1, 2, 16)
+    if kind is WeightKind.Q8_0:
+        weights = (weights + 128) % 256 - 128
+    weights -= FORMATS[kind].offset
+    d, m, factors = block_scales(kind, gguf_blocks)
+    if factors is None:
+        of_scales = of_minimums = np.ones(weights.shape[:3], int)
+    else:
+        of_scales, of_minimums = factor_numbers(kind, factors.reshape(5, -1, 2))
+    for t, r in itertools.product(range(2), range(5)):
+        total = f32(0)
+        for b in range(columns // 32):
+            halves = quants[b, t].reshape(2, 16)
+            integer = sum((weights[r, b] * halves).sum(axis=1) * of_scales[r, b])
+            of_gguf = b * 32 // kind.block_size
+            scale = f32(d.view(np.float16)[r, of_gguf]) * scales[b, t]
+            assert abs(integer) < 1 << 24
+            total = total + f32(integer) * scale
+            if m is not None:
+                minimum = f32(m.view(np.float16)[r, of_gguf]) * scales[b, t]
+                total = total + f32(sum(halves.sum(axis=1) * of_minimums[r, b])) * minimum
+        assert y[t, r] == total
+
+
+def test_rule_1_has_integers_that_float32_holds_at_the_worst(reference: Kernels) -> None:
+    """Q6_K with every quant -32 and every factor -128, activations all 127 or -127."""
+    raw = np.zeros((1, 210), np.uint8)
+    raw[:, 192:208] = 0x80
+    raw[:, 208:] = np.array([1], np.float16).view(np.uint8)
+    matrix = PackedMatrix.zeros(WeightKind.Q6_K, 1, 256)
+    matrix.store_rows(0, raw)
+    for sign in (1, -1):
+        x = np.full((1, 256), sign * 127, f32)
+        assert reference.matmul(matrix, reference.prepare(x))[0, 0] == sign * 256 * 4096 * 127
 
 
 @pytest.mark.parametrize("kind", [WeightKind.F32, WeightKind.F16, WeightKind.BF16])
@@ -73,7 +111,8 @@ def test_rule_2_quantises_blocks_by_their_largest(reference: Kernels) -> None:
             numbers = x[t, b * 32 :][:32]
             largest = np.abs(numbers).max()
             quants = blocks.quants[b, t]
-            assert blocks.corrections[b, t] == -8 * quants.astype(int).sum()
+            halves = [quants[:16].astype(int).sum(), quants.astype(int).sum()]
+            assert blocks.sums[b, t].tolist() == halves
             if largest < f32(2.0**-100):
                 assert blocks.scales[b, t] == 0
                 assert not quants.any()

@@ -23,10 +23,10 @@ def test_rows_that_are_not_finite(kernels, value, place) -> None:
         kernels.shrink(spoiled(value, place))
     with pytest.raises(NonFinite):
         kernels.rms_norm(spoiled(value, place), np.ones(75, np.float32), 1e-5)
-    for kind in (WeightKind.Q4_0, WeightKind.Q8_0):
-        rows = kernels.prepare(spoiled(value, place, 96))
+    for kind in (WeightKind.Q4_0, WeightKind.Q8_0, WeightKind.Q6_K):
+        rows = kernels.prepare(spoiled(value, place, 256))
         with pytest.raises(NonFinite):
-            kernels.matmul(packed(kind, 8, 96), rows)
+            kernels.matmul(packed(kind, 8, 256), rows)
 
 
 @pytest.mark.parametrize("value", [*NOT_FINITE, 1e30, 65520, -65520])

@@ -7,7 +7,7 @@ import pytest
 from edgellama_kernels import Kernels, WeightKind, allocate_cache_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_same_bits, awkward_rows, packed, random_rows
+from kernel_cases import assert_same_bits, awkward_rows, packed, random_rows, whole_blocks
 
 KINDS = list(WeightKind)
 
@@ -25,7 +25,7 @@ def multiply(kernels: Kernels, matrix, x, residual=None):
     seed=st.integers(0, 999),
 )
 def test_matmul(compiled, reference, kind, tokens, rows, columns, seed) -> None:
-    columns = columns * 32 if kind.quantized else columns * 17 + 3
+    columns = whole_blocks(kind, columns) if kind.quantized else columns * 17 + 3
     matrix = packed(kind, rows, columns, seed)
     x = random_rows(seed, tokens, columns)
     residual = random_rows(seed + 1, tokens, rows) if seed % 2 else None
@@ -36,14 +36,15 @@ def test_matmul(compiled, reference, kind, tokens, rows, columns, seed) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 64, 513])
 def test_matmul_of_extremes(compiled, reference, kind, tokens) -> None:
-    matrix = packed(kind, 43, 160)
-    x = awkward_rows(tokens, tokens, 160)
+    matrix = packed(kind, 43, whole_blocks(kind, 5))
+    x = awkward_rows(tokens, tokens, matrix.columns)
     assert_same_bits(multiply(compiled, matrix, x), multiply(reference, matrix, x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_does_not_feel_its_batch(kernels, kind) -> None:
-    matrix, x = packed(kind, 20, 96), awkward_rows(5, 514, 96)
+    matrix = packed(kind, 20, whole_blocks(kind, 3))
+    x = awkward_rows(5, 514, matrix.columns)
     every = multiply(kernels, matrix, x)
     for start, tokens in ((0, 1), (513, 1), (3, 2), (100, 3), (7, 8), (511, 3), (1, 513)):
         part = multiply(kernels, matrix, np.ascontiguousarray(x[start : start + tokens]))
@@ -145,10 +146,11 @@ def test_any_number_of_threads(crew, compiled) -> None:
     for kernels in crew:
         for kind in KINDS:
             for rows in (1, 8, 43):
-                matrix = packed(kind, rows, 96)
+                matrix = packed(kind, rows, whole_blocks(kind, 3))
                 for tokens in (1, 11):
-                    expected = multiply(compiled, matrix, x[:tokens])
-                    assert_same_bits(multiply(kernels, matrix, x[:tokens]), expected)
+                    wide = awkward_rows(1, 11, matrix.columns)[:tokens]
+                    expected = multiply(compiled, matrix, wide)
+                    assert_same_bits(multiply(kernels, matrix, wide), expected)
         weight = random_rows(6, 96)
         assert_same_bits(kernels.rms_norm(x, weight, 1e-6), compiled.rms_norm(x, weight, 1e-6))
         assert_same_bits(kernels.silu_multiply(x, x), compiled.silu_multiply(x, x))
@@ -164,7 +166,9 @@ def test_any_number_of_threads(crew, compiled) -> None:
 def test_no_tokens_are_no_trouble(kernels) -> None:
     nothing = np.zeros((0, 64), np.float32)
     for kind in KINDS:
-        assert multiply(kernels, packed(kind, 9, 64), nothing).shape == (0, 9)
+        matrix = packed(kind, 9, whole_blocks(kind, 2))
+        none = np.zeros((0, matrix.columns), np.float32)
+        assert multiply(kernels, matrix, none).shape == (0, 9)
     assert kernels.expand(kernels.shrink(nothing)).shape == (0, 64)
     assert kernels.rms_norm(nothing, np.ones(64, np.float32), 1e-5).shape == (0, 64)
     assert kernels.silu_multiply(nothing, nothing).shape == (0, 64)
