@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import TransferError
+from edgellama.net.record_stream import RefusedError
 from edgellama.net.stored_model import StoreError
 from edgellama.net.transfer_client import SourceConnection
-from edgellama.net.transfer_protocol import CHUNKS_PER_REQUEST_MAX, RefusedError
+from edgellama.net.transfer_protocol import CHUNKS_PER_REQUEST_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from edgellama.errors import TransferError
 from edgellama.net.chunk_bitmap import ChunkBitmap, bitmap_bytes
 from edgellama.net.manifest import CHUNK_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest
+from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.transfer_protocol import (
     ABSENT,
     HELLO_TIMEOUT_S,
     MESSAGE_TIMEOUT_S,
     PRESENT,
-    RecordStream,
-    RefusedError,
     Request,
     RequestKind,
     greet,

@@ -10,14 +10,14 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import NetworkError, TransferError
+from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.transfer_protocol import (
     ABSENT,
+    GREETING,
     HELLO_TIMEOUT_S,
     MESSAGE_TIMEOUT_S,
     PRESENT,
     REQUEST_BYTES,
-    RecordStream,
-    RefusedError,
     Request,
     RequestKind,
     answer_greeting,
@@ -118,7 +118,7 @@ class WeightServer:
         try:
             # Whatever a client did wrong, or however it went away: that ends its connection only.
             with contextlib.closing(stream), contextlib.suppress(TransferError):
-                answer_greeting(stream, self._mesh_key)
+                self._greet(stream)
                 stream.timeout_s = self._message_timeout_s
                 while True:
                     self._answer(stream, Request.decode(stream.receive(REQUEST_BYTES)))
@@ -126,6 +126,11 @@ class WeightServer:
             with self._lock:
                 self._open.pop(stream)
             self._slots.release()
+
+    def _greet(self, stream: RecordStream) -> None:
+        if stream.receive_plain(len(GREETING)) != GREETING:
+            raise RefusedError("does not speak weight transfer")
+        answer_greeting(stream, self._mesh_key)
 
     def _answer(self, stream: RecordStream, request: Request) -> None:
         source = self._lookup(request.root)

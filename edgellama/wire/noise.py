@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Buffer = bytes | bytearray | memoryview
+
 PROTOCOL_NAME: Final = b"Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s"
 KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
@@ -49,11 +51,11 @@ class Cipher:
     def __init__(self, key: bytes) -> None:
         self._aead = ChaCha20Poly1305(key)
 
-    def seal(self, nonce: int, plaintext: bytes, associated: bytes = b"") -> bytes:
+    def seal(self, nonce: int, plaintext: Buffer, associated: bytes = b"") -> bytes:
         """Return the ciphertext with its 16-byte tag; ``nonce`` is below 2**64."""
         return self._aead.encrypt(_NONCE.pack(nonce), plaintext, associated)
 
-    def open(self, nonce: int, sealed: bytes, associated: bytes = b"") -> bytes | None:
+    def open(self, nonce: int, sealed: Buffer, associated: bytes = b"") -> bytes | None:
         """Return the plaintext, None when the tag is not the right one."""
         try:
             return self._aead.decrypt(_NONCE.pack(nonce), sealed, associated)

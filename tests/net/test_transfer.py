@@ -17,10 +17,11 @@ from edgellama.model.config import LlamaConfig
 from edgellama.model.weights import needed_tensors
 from edgellama.net import transfer, transfer_client
 from edgellama.net.model_fetch import fetch_header, fetch_span
+from edgellama.net.record_stream import RecordStream
 from edgellama.net.store import Store
 from edgellama.net.stored_model import StoredModel, StoreError
 from edgellama.net.transfer import TransferCancelledError, fetch_chunks, fetch_manifest
-from edgellama.net.transfer_protocol import PRESENT, RecordStream, answer_greeting
+from edgellama.net.transfer_protocol import GREETING, PRESENT, answer_greeting
 from edgellama.values import Address, Span
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def test_a_source_that_breaks_off_is_tried_again(
     def answer(connection: socket.socket) -> None:
         accepted.append(1)
         stream = RecordStream(connection, 5)
+        assert stream.receive_plain(len(GREETING)) == GREETING
         answer_greeting(stream, KEY)
         stream.receive(100)
         stream.send(PRESENT, own.available().to_bytes())

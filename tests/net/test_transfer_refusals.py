@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -13,8 +12,9 @@ from weights_serving import HOST, KEY, CountingSource, answering, served
 from edgellama.errors import TransferError
 from edgellama.net import transfer_client
 from edgellama.net.manifest import CHUNK_BYTES_MAX
+from edgellama.net.record_stream import RecordStream
 from edgellama.net.transfer import fetch_chunks, fetch_manifest
-from edgellama.net.transfer_protocol import PRESENT, RecordStream, answer_greeting
+from edgellama.net.transfer_protocol import GREETING, PRESENT, answer_greeting
 from edgellama.values import Address
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def test_another_mesh_is_refused(own: OwnModel, theirs: bytes, mine: bytes) -> N
     with served(source, theirs) as address, pytest.raises(TransferError) as caught:
         fetch_manifest(own.manifest.root, [address], mine)
     assert f"{address} closed the connection" in str(caught.value)
-    assert "is EDGELLAMA_KEY the same?" in str(caught.value)
+    assert "is it of the same mesh, and of the same release" in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [b"", b"k", b"long" * 100])
@@ -44,28 +44,21 @@ def test_keys_of_any_length(own: OwnModel, key: bytes) -> None:
 
 def test_a_server_must_prove_the_key_too(own: OwnModel) -> None:
     def pretend(connection: socket.socket) -> None:
-        stream = RecordStream(connection, 5)
-        stream.receive(100)
-        stream.send(struct.pack("<8sH16s", b"ELWEIGHT", 1, bytes(16)))
-        proof = stream.receive(100)
-        stream.send(proof)  # the client's own, sent back
+        asked = connection.recv(100)
+        connection.sendall(asked[len(GREETING) :])  # the client's own words, sent back
+        connection.recv(100)
 
     with answering(pretend) as address, pytest.raises(TransferError) as caught:
         fetch_manifest(own.manifest.root, [address], KEY)
-    assert f"{address} belongs to another mesh: its EDGELLAMA_KEY differs" in str(caught.value)
-
-
-HELLO = struct.Struct("<I8sH16s")
+    assert f"{address} belongs to another mesh (is it of the same mesh" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("sent", "fault"),
     [
-        (HELLO.pack(26, b"ELWEIGHT", 2, bytes(16)), "speaks version 2 of weight transfer"),
-        (HELLO.pack(26, b"SOMETHIN", 1, bytes(16)), "does not speak weight transfer"),
-        (struct.pack("<I", 25) + bytes(25), "does not speak weight transfer"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "sent a message of 1347703880 bytes where 26"),
-        (struct.pack("<I", 26) + bytes(25), "closed the connection"),
+        (b"HTTP/1.1 400 Bad Request".ljust(48, b"!"), "belongs to another mesh"),
+        (bytes(48), "belongs to another mesh"),
+        (bytes(47), "closed the connection"),
         (b"", "closed the connection"),
     ],
 )
@@ -77,6 +70,22 @@ def test_what_is_no_weight_server(sent: bytes, fault: str) -> None:
     with answering(answer) as address, pytest.raises(TransferError) as caught:
         fetch_manifest("0" * 64, [address], KEY)
     assert f"{address} {fault}" in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [0, 19, 20, 21, 60, 61])
+def test_a_turned_bit_is_found_before_a_byte_is_believed(own: OwnModel, at: int) -> None:
+    def answer(connection: socket.socket) -> None:
+        stream = RecordStream(connection, 5)
+        assert stream.receive_plain(len(GREETING)) == GREETING
+        answer_greeting(stream, KEY)
+        stream.receive(100)
+        true_send = connection.sendall
+        stream._send = lambda data: true_send(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])  # type: ignore[method-assign]
+        stream.send(PRESENT, own.manifest.encoded)
+
+    with answering(answer) as address, pytest.raises(TransferError) as caught:
+        fetch_manifest(own.manifest.root, [address], KEY)
+    assert f"{address} sent bytes that were damaged or are not its own" in str(caught.value)
 
 
 def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +102,6 @@ def test_a_source_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     over = threading.Event()
 
     def drip(connection: socket.socket) -> None:
-        connection.sendall(struct.pack("<I", 26))
         while not over.wait(0.02):
             connection.sendall(b"E")
 
@@ -123,6 +131,7 @@ def test_hostile_lists_of_chunks(
 
     def answer(connection: socket.socket) -> None:
         stream = RecordStream(connection, 5)
+        assert stream.receive_plain(len(GREETING)) == GREETING
         answer_greeting(stream, KEY)
         stream.receive(100)
         stream.send(reply)
@@ -136,6 +145,7 @@ def test_hostile_lists_of_chunks(
 def test_chunks_of_the_wrong_size(own: OwnModel, stored: StoredModel, size: int) -> None:
     def answer(connection: socket.socket) -> None:
         stream = RecordStream(connection, 5)
+        assert stream.receive_plain(len(GREETING)) == GREETING
         answer_greeting(stream, KEY)
         stream.receive(100)
         stream.send(PRESENT, own.available().to_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import struct
 import threading
@@ -15,19 +16,16 @@ from model_running import SmallShape, llama_keys, llama_tensors, write_llama
 from weights_serving import HOST, KEY, CountingSource
 
 from edgellama.errors import NetworkError, TransferError
+from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.store import Store
 from edgellama.net.stored_model import StoreError
 from edgellama.net.transfer import fetch_manifest
 from edgellama.net.transfer_client import SourceConnection
-from edgellama.net.transfer_protocol import (
-    RecordStream,
-    RefusedError,
-    Request,
-    RequestKind,
-    greet,
-)
+from edgellama.net.transfer_protocol import GREETING, Request, RequestKind, greet
 from edgellama.net.transfer_server import CONNECTIONS_MAX, WeightServer
 from edgellama.values import Address
+from edgellama.wire.noise import Opening
+from edgellama.wire.sealing import mesh_psk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,11 +103,20 @@ def test_junk_is_cut_off_without_a_word(
 
 @settings(deadline=None, max_examples=40)
 @given(junk=st.binary(max_size=120))
-def test_junk_after_a_good_hello_gets_the_hello_only(server: WeightServer, junk: bytes) -> None:
+def test_junk_after_a_good_greeting_is_cut_off_without_a_word(
+    server: WeightServer, junk: bytes
+) -> None:
     with connected(server) as connection:
-        hello = struct.pack("<I8sH16s", 26, b"ELWEIGHT", 1, bytes(16))
-        send_all_there_is(connection, hello + junk)
-        assert len(everything_sent(connection)) in (0, 30)
+        send_all_there_is(connection, GREETING + junk)
+        assert everything_sent(connection) == b""
+
+
+@pytest.mark.parametrize("key", [b"", b"another"])
+def test_another_key_is_cut_off_without_a_word(server: WeightServer, key: bytes) -> None:
+    with connected(server) as connection:
+        message = Opening(mesh_psk(key), GREETING).ask(secrets.token_bytes, b"").message
+        send_all_there_is(connection, GREETING + message)
+        assert everything_sent(connection) == b""
 
 
 @settings(deadline=None, max_examples=60)
@@ -119,8 +126,9 @@ def test_junk_from_a_member_is_cut_off(
 ) -> None:
     own.read.clear()
     with greeted(server) as stream:
-        send_all_there_is(stream._connection, struct.pack("<I", len(junk)) + junk)
-        assert len(everything_sent(stream._connection)) <= 30
+        stream.send(junk)
+        send_all_there_is(stream._connection, b"")
+        assert len(everything_sent(stream._connection)) <= 41
     assert own.read == []
 
 
@@ -132,15 +140,15 @@ def test_after_all_the_junk_it_still_serves(server: WeightServer, own: CountingS
     "sent",
     [
         b"",
-        b"\x1a",
-        struct.pack("<I8s", 26, b"ELWEIGHT"),
-        struct.pack("<I8sH16s", 26, b"ELWEIGHT", 1, bytes(16)),
+        b"E",
+        GREETING,
+        GREETING + bytes(47),
     ],
 )
 def test_the_silent_are_cut_off(server: WeightServer, sent: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(sent)
-        assert len(everything_sent(connection)) == (30 if len(sent) == 30 else 0)
+        assert everything_sent(connection) == b""
 
 
 def test_a_silent_member_is_cut_off(server: WeightServer) -> None:
@@ -164,24 +172,43 @@ def test_a_client_that_does_not_read_is_cut_off(server: WeightServer, own: Count
     assert still_serves(server, own)
 
 
-def test_a_client_of_another_version_learns_ours(server: WeightServer) -> None:
+def test_another_version_is_cut_off_without_a_word(server: WeightServer) -> None:
     with connected(server) as connection:
-        connection.sendall(struct.pack("<I8sH16s", 26, b"ELWEIGHT", 77, bytes(16)))
-        length, magic, version, _ = struct.unpack("<I8sH16s", everything_sent(connection))
-    assert (length, magic, version) == (26, b"ELWEIGHT", 1)
+        send_all_there_is(connection, b"ELWEIGHT" + struct.pack("<H", 77) + bytes(48))
+        assert everything_sent(connection) == b""
 
 
-def test_a_proof_is_worth_nothing_in_the_next_connection(server: WeightServer) -> None:
-    with greeted(server):
-        pass
+def test_a_recorded_connection_opens_nothing(server: WeightServer, own: CountingSource) -> None:
+    """The same bytes again get a greeting back, shorter than theirs, and nothing after it."""
+    recorded = b""
     with connected(server) as connection:
-        stream = RecordStream(connection, 5)
-        stream.send(struct.pack("<8sH16s", b"ELWEIGHT", 1, bytes(16)))
-        first = stream.receive(26)
+        stream = RecordStream(connection, 10)
+        true_send = stream._send
+
+        def record(data: bytes) -> None:
+            nonlocal recorded
+            recorded += data
+            true_send(data)
+
+        stream._send = record  # type: ignore[method-assign]
+        greet(stream, KEY)
+        stream.send(Request(RequestKind.CHUNKS, own.manifest.root, 0, 1).encode())
+        assert len(stream.receive(1 << 21)) > 1000
+    own.read.clear()
     with connected(server) as connection:
-        stream = RecordStream(connection, 5)
-        stream.send(struct.pack("<8sH16s", b"ELWEIGHT", 1, bytes(16)))
-        assert stream.receive(26) != first
+        send_all_there_is(connection, recorded)
+        assert len(everything_sent(connection)) == 48 < len(GREETING) + 48
+    assert own.read == []
+
+
+def test_nothing_of_a_model_passes_readable(server: WeightServer, own: CountingSource) -> None:
+    with greeted(server) as stream:
+        stream.send(Request(RequestKind.MANIFEST, own.manifest.root).encode())
+        send_all_there_is(stream._connection, b"")
+        sealed = everything_sent(stream._connection)
+    assert len(sealed) == 20 + 1 + len(own.manifest.encoded) + 16
+    assert b"blk.0" in own.manifest.encoded
+    assert b"blk.0" not in sealed
 
 
 # --- requests -------------------------------------------------------------------------------
