@@ -6,6 +6,7 @@ the handshake; what a datagram says still takes effect only after its own tag ha
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from edgellama.errors import WireError
@@ -95,7 +96,7 @@ class Connection:
         self._keyed_at = now
         self._renew_at = now + KEYS_S
         self._renew_above = KEYS_PACKETS_MAX  # packet numbers, which go on under new keys
-        self.established_at = now
+        self.confirmed_at = math.inf  # when the first packet came
         self.heard_at = now
         self.ended: str | None = None  # the reason, once the connection is over
         self.left = False  # the peer ended it of its own will
@@ -179,6 +180,7 @@ class Connection:
             return []
         self._replay.take(packet_number)
         self.heard_at = now
+        self.confirmed_at = min(self.confirmed_at, now)
         self._bytes_received += len(datagram)
         self._packets_received += 1
         if packet_number > self._received.largest:

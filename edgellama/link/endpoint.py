@@ -316,7 +316,8 @@ class Endpoint:
                 self._renew(connection, dial.receiver_index, handshake.receiver_index, seal, now)
                 connection.ask_for_life()
                 return
-            stands = named or connection.established_at >= dial.started_at
+            # A peer that was not heard before the dial may have answered before it knew.
+            stands = named or connection.confirmed_at >= dial.started_at
             if stands and connection.identity.incarnation == handshake.incarnation:
                 self._forget_dial(dial)
                 return

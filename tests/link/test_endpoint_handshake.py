@@ -135,6 +135,27 @@ def test_dialling_a_peer_again_changes_nothing() -> None:
     assert len(low.events) == len(high.events) == 1
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_dialling_again_before_the_first_packet_has_come_changes_nothing(seed: int) -> None:
+    """As a guest does that hears of one member twice."""
+    network, low, high = pair(seed, Conditions(loss=0.2, reordering=0.3))
+    network.attach(ELSEWHERE, lambda data, source: high._receive(data, source))
+    low.dial(THERE)
+
+    class Again(RecordingHandler):
+        def handle_event(self, event: object, now: float) -> None:
+            super().handle_event(event, now)
+            if isinstance(event, Connected):
+                low.endpoint.dial(THERE, now)
+                low.endpoint.dial(ELSEWHERE, now + 1e-9)
+
+    low.handler = Again()
+    network.run(10.0)
+    for host in (low, high):
+        assert not any(isinstance(event, Disconnected) for event in host.events)
+    assert sum(isinstance(event, Connected) for event in low.events) <= 1
+
+
 def test_no_answer_is_a_failed_dial_after_its_time() -> None:
     network, low, _ = pair()
     sent: list[tuple[float, int]] = []
