@@ -12,7 +12,20 @@ import click
 from edgellama import __version__
 from edgellama.errors import EXIT_FAILED, EXIT_MISUSE, EdgellamaError
 
-VERBS = ("join", "ask", "status", "plan", "tokenize", "pull", "models", "perplexity", "quantize")
+VERBS = (
+    "join",
+    "ask",
+    "status",
+    "invite",
+    "devices",
+    "forget",
+    "plan",
+    "tokenize",
+    "pull",
+    "models",
+    "perplexity",
+    "quantize",
+)
 EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 

@@ -13,7 +13,9 @@ import click
 from edgellama.cli.options import (
     as_json,
     backend,
-    mesh_key,
+    code,
+    key,
+    key_choice,
     model_file,
     note,
     peer_addresses,
@@ -24,6 +26,7 @@ from edgellama.cli.status import wire_object
 from edgellama.errors import MisuseError, NoMeshError
 
 if TYPE_CHECKING:
+    from edgellama.node.admission import KeyChoice
     from edgellama.node.asking import Answer, LocalSettings
     from edgellama.wire.messages import Ask, Finished
 
@@ -52,6 +55,8 @@ TOKENS_DEFAULT = 256
 @click.option("--model", metavar="FILE", help="Answer on this device alone from this GGUF file.")
 @click.option("--context", type=click.IntRange(16), help="With --model: positions to keep.")
 @peers
+@key
+@code
 @threads
 @backend
 @as_json
@@ -70,6 +75,8 @@ def command(
     model: str | None,
     context: int | None,
     peers: tuple[str, ...],
+    key: str | None,
+    code: str | None,
     threads: int | None,
     backend: str,
     as_json: bool,
@@ -99,7 +106,7 @@ def command(
         *(system, _today(), _text(prompt)),
     )
     local = LocalSettings(threads, backend, context)
-    _show(_answer(ask, model, peers, local), as_json=as_json)
+    _show(_answer(ask, model, peers, key_choice(key, code), local), as_json=as_json)
 
 
 def _check_system(system: str, *, raw: bool) -> None:
@@ -132,22 +139,28 @@ def _text(prompt: str) -> str:
         raise MisuseError("the prompt is not UTF-8 text") from None
 
 
-def _answer(ask: Ask, model: str | None, peers: tuple[str, ...], local: LocalSettings) -> Answer:
+def _answer(
+    ask: Ask, model: str | None, peers: tuple[str, ...], choice: KeyChoice, local: LocalSettings
+) -> Answer:
     """Return the answer's messages, from the mesh or from this device alone."""
     from edgellama.net.paths import StatePaths
+    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import answer_from_mesh, answer_on_this_device
 
     paths = StatePaths.locate()
     if model is not None:
         return answer_on_this_device(ask, model_file(model), local, paths, note)
+    named = peer_addresses(peers)
+    access = access_to_ask(choice, paths, named)
     try:
-        return answer_from_mesh(ask, peer_addresses(peers), mesh_key(), paths)
-    except NoMeshError:
-        if peers or mesh_key():
+        return answer_from_mesh(ask, (*access.friends, *named), access.key, paths)
+    except NoMeshError as error:
+        if peers or access.key:
             raise
+        note(str(error))
     from edgellama.demo import demo_model_path
 
-    note("no mesh found; the small demo model inside edgellama answers, on this device alone")
+    note("the small demo model inside edgellama answers, on this device alone")
     return answer_on_this_device(ask, demo_model_path(), local, paths, note)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ import click
 from edgellama.cli.options import (
     Size,
     backend,
-    mesh_key,
+    code,
+    key,
+    key_choice,
     model_file,
     note,
+    open_mesh,
     peer_addresses,
     peers,
     threads,
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 )
 @click.option("--listen", metavar="ADDRESS", help="Only this address of the device.")
 @peers
+@key
+@code
+@open_mesh
 @threads
 @click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
 @backend
@@ -43,6 +50,9 @@ def command(
     port: int | None,
     listen: str | None,
     peers: tuple[str, ...],
+    key: str | None,
+    code: str | None,
+    open_mesh: bool,
     threads: int | None,
     context: int | None,
     backend: str,
@@ -50,19 +60,29 @@ def command(
 ) -> None:
     """Offer this device's memory and cores to the mesh on this network, until Ctrl-C.
 
-    One device names the model with --model; the others receive just their own layers.
+    The first device makes a mesh and shows a code that lets another one in. One device names the
+    model with --model; the others receive just their own layers.
     """
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.admission import access_to_join
     from edgellama.node.joining import JoinOptions, joined
     from edgellama.plan.sizes import format_size
 
+    gguf, named = model_file(model) if model else None, peer_addresses(peers)
+    paths = StatePaths.locate()
+    paths.make()
+    ask_person = _ask_person if sys.stdin.isatty() else None
+    choice = key_choice(key, code, open_mesh=open_mesh)
+    access = access_to_join(choice, paths, named, ask_person, mdns=not no_mdns)
     options = JoinOptions(
-        mesh_key=mesh_key(),
-        model=model_file(model) if model else None,
+        mesh_key=access.key,
+        key_is_kept=access.is_kept,
+        model=gguf,
         name=name,
         ram_bytes=ram,
         port=port,
         listen=listen,
-        peers=peer_addresses(peers),
+        peers=(*access.friends, *named),
         context=context or 0,
         mdns=not no_mdns,
         backend=backend,
@@ -76,11 +96,19 @@ def command(
         me = member.core.membership.me
         view.tell(
             f"{me.name} offers {format_size(me.ram_bytes)} at {member.address}, "
-            + ("open mesh: any device here can join" if not options.mesh_key else "keyed mesh")
+            + ("OPEN mesh: any device here can join and read" if not access.key else "encrypted")
         )
+        if access.is_new:
+            view.invite(*member.invite())
         while not leaving.asked and not member.wait(view.refresh_s):
             view.show(member.status())
     note("left the mesh")
+
+
+def _ask_person(question: str) -> str:
+    """Ask on the terminal; an empty answer is one."""
+    answer: str = click.prompt(question, default="", show_default=False, err=True)
+    return answer
 
 
 @dataclass

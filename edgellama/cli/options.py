@@ -12,6 +12,7 @@ import click
 from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
+    from edgellama.node.admission import KeyChoice
     from edgellama.values import Address
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -88,14 +89,40 @@ def peer_addresses(texts: tuple[str, ...]) -> tuple[Address, ...]:
     return tuple(parse_peer(text) for text in texts)
 
 
-def mesh_key() -> bytes:
-    """Return the key that EDGELLAMA_KEY stands for, empty for the open mesh."""
-    import hashlib
+def key(function: Function) -> Function:
+    """Add ``--key``."""
+    return click.option(
+        "--key",
+        metavar="FILE|TEXT",
+        help="The mesh's secret, in a file or as it is. Default: EDGELLAMA_KEY, else what this "
+        "device remembers.",
+    )(function)
 
-    secret = os.environ.get(KEY_VARIABLE, "")
-    if not secret:
-        return b""
-    return hashlib.blake2b(secret.encode(), digest_size=32, person=b"edgellama key").digest()
+
+def code(function: Function) -> Function:
+    """Add ``--code``."""
+    return click.option("--code", help="Join with this code, as edgellama invite shows it.")(
+        function
+    )
+
+
+def open_mesh(function: Function) -> Function:
+    """Add ``--open``."""
+    return click.option(
+        "--open", "open_mesh", is_flag=True, help="A mesh without a key: any device can join it."
+    )(function)
+
+
+def key_choice(key: str | None, code: str | None = None, *, open_mesh: bool = False) -> KeyChoice:
+    """Return what was said about the mesh; EDGELLAMA_KEY counts where no option speaks of it."""
+    from edgellama.net.mesh_key import given_key
+    from edgellama.node.admission import KeyChoice
+
+    if key == "":
+        raise MisuseError("--key is empty: give a file or a secret")
+    if key is None and code is None and not open_mesh:
+        key = os.environ.get(KEY_VARIABLE) or None
+    return KeyChoice(given_key(key) if key else None, open_mesh, code)
 
 
 def model_file(text: str, option: str = "--model") -> Path:

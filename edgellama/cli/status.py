@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import as_json, mesh_key, peer_addresses, peers
+from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peers
 
 if TYPE_CHECKING:
     from edgellama.values import LinkCounters
@@ -16,19 +16,27 @@ if TYPE_CHECKING:
 
 @click.command(name="status", short_help="Show the devices and who holds which layers.")
 @peers
+@key
 @as_json
-def command(peers: tuple[str, ...], as_json: bool) -> None:
+def command(peers: tuple[str, ...], key: str | None, as_json: bool) -> None:
     """Show the devices of the mesh, who holds which layers, and what the links carry."""
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.asking import ask_for_status
-
-    status = ask_for_status(peer_addresses(peers), mesh_key(), StatePaths.locate())
+    status = mesh_status(peers, key)
     if as_json:
         click.echo(json_module.dumps(status_object(status)))
         return
     from edgellama.cli.tables import show, status_table
 
     show(status_table(status))
+
+
+def mesh_status(peers: tuple[str, ...], key: str | None) -> StatusReply:
+    """Ask a device of this device's mesh how it stands."""
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.admission import access_to_ask
+    from edgellama.node.asking import ask_for_status
+
+    paths, named = StatePaths.locate(), peer_addresses(peers)
+    return ask_for_status(named, access_to_ask(key_choice(key), paths, named).key, paths)
 
 
 def status_object(status: StatusReply) -> dict[str, Any]:

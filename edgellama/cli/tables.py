@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
+OPEN_TEXT: Final = "OPEN: this mesh has no key, so any device here can join it and read it"
+
 
 def show(table: RenderableType) -> None:
     """Print a table on stdout; without a terminal as wide as it needs to be."""
@@ -98,7 +100,7 @@ def status_table(status: StatusReply) -> RenderableType:
     if status.trouble:
         lines.append(Text(status.trouble, style="yellow"))
     if status.open_mesh:
-        lines.append(Text("OPEN: no EDGELLAMA_KEY is set, so any device here can join"))
+        lines.append(Text(OPEN_TEXT))
     table = _table(None, "device", "layers", "", "address", ">offers", "kernels", "state", ">link")
     for member in status.members:
         table.add_row(
@@ -113,6 +115,18 @@ def status_table(status: StatusReply) -> RenderableType:
             style="" if member.record.state == ALIVE else "dim",
         )
     return Group(*lines, table)
+
+
+def devices_table(status: StatusReply) -> RenderableType:
+    """Return the table of a mesh's devices."""
+    table = _table(None, "device", "identity", "address", "state")
+    for member in status.members:
+        record = member.record
+        here = " (answered)" if record.node == status.node else ""
+        table.add_row(
+            Text(record.name + here), record.node, f"{record.host}:{record.port}", record.state
+        )
+    return Group(Text(OPEN_TEXT), table) if status.open_mesh else table
 
 
 def _headline(status: StatusReply) -> Text:

@@ -13,10 +13,13 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from edgellama.cli.invitation import invitation_text
 from edgellama.cli.tables import status_table
 from edgellama.plan.sizes import format_size
 
 if TYPE_CHECKING:
+    from edgellama.values import Address
+    from edgellama.wire.join_code import JoinCode
     from edgellama.wire.messages import StatusReply
 
 LINES_SHOWN: Final = 5
@@ -47,6 +50,10 @@ class PlainView:
         with self._lock:
             click.echo(text)
             sys.stdout.flush()
+
+    def invite(self, code: JoinCode, address: Address, seconds: int) -> None:
+        """Print an invitation."""
+        self.tell(invitation_text(str(code), address, seconds, qr=False))
 
     def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         """Print how far a long job has come, a few times."""
@@ -89,6 +96,11 @@ class LiveView:
     def tell(self, text: str) -> None:
         """Add a line."""
         self._lines.append(text)
+
+    def invite(self, code: JoinCode, address: Address, seconds: int) -> None:
+        """Print an invitation with its QR above the table, where it stays."""
+        text = invitation_text(str(code), address, seconds, qr=True)
+        self._live.console.print(Text(text), soft_wrap=True)
 
     def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:
         """Show how far a long job has come."""

@@ -9,6 +9,7 @@ from edgellama_kernels import HiddenRows
 from edgellama.errors import EdgellamaError, WireError
 from edgellama.link.endpoint import Connected, Disconnected, Event, Identity, MessageReceived
 from edgellama.mesh.effects import (
+    Administer,
     Effect,
     HeadJob,
     Job,
@@ -30,11 +31,14 @@ from edgellama.wire.messages import (
     CloseSession,
     Failure,
     Finished,
+    Forget,
     Gossip,
     Heartbeat,
+    InviteQuery,
     MemberRecord,
     MemberStatus,
     Message,
+    NewKey,
     Notice,
     Piece,
     PlanAnnouncement,
@@ -231,6 +235,8 @@ class MeshNode:
                 self.gateway.cancel(node, message.request)
             case StatusQuery():
                 self._outbox.send(node, self.status(message.request))
+            case InviteQuery() | Forget():
+                self._outbox.put(Administer(node, message))
             case _:
                 raise WireError(f"a guest sent a {type(message).__name__}")
 
@@ -250,6 +256,8 @@ class MeshNode:
                     self._outbox.send(node, Cancel(message.request))
             case CloseSession():
                 self.stage.close(node, message)
+            case NewKey():
+                self._outbox.put(Administer(node, message))
             case _:
                 self._receive_as_home(node, message)
 

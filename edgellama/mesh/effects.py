@@ -13,7 +13,7 @@ from edgellama.link.endpoint import Priority
 if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
     from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
-    from edgellama.wire.messages import Message
+    from edgellama.wire.messages import Forget, InviteQuery, Message, NewKey
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,14 @@ class Tell:
     """A line that a person would want to know: joined, left, replanned."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Administer:
+    """Somebody of the mesh asks about its key: to let a device in, or to forget one."""
+
+    asker: NodeId
+    message: InviteQuery | Forget | NewKey
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class Run:
     job: Job
 
 
-Effect = Send | Dial | LoadPlan | DropEpochsBefore | ToAsker | Tell | GiveUp | Run
+Effect = Send | Dial | LoadPlan | DropEpochsBefore | ToAsker | Tell | Administer | GiveUp | Run
 
 JobResult = tuple[int, ...] | HiddenRows | int | None
 

@@ -39,6 +39,7 @@ RESOLVE_TIMEOUT_MS: Final = 3000
 CLOSE_TIMEOUT_S: Final = 3
 ADDRESSES_MAX: Final = 4  # of one announcement that are tried
 FOREIGN_MESHES_MAX: Final = 64
+PORT_MAX: Final = 65535
 _NOTE_CHARACTERS_MAX: Final = 160
 
 
@@ -67,10 +68,13 @@ class Announcement:
     node: NodeId
     incarnation: int
     mesh: str
+    join_port: int = 0  # where a device with a join code may ask by TCP; 0 while none may
 
     def properties(self) -> dict[str, str]:
-        """Return the record's keys and values: under 80 bytes in all."""
-        return {"v": TXT_VERSION, "id": self.node, "mesh": self.mesh, "ep": str(self.incarnation)}
+        """Return the record's keys and values: under 90 bytes in all."""
+        fields = {"v": TXT_VERSION, "id": self.node, "mesh": self.mesh}
+        fields["ep"] = str(self.incarnation)
+        return {**fields, "join": str(self.join_port)} if self.join_port else fields
 
     @classmethod
     def parse(cls, properties: Mapping[bytes, bytes | None]) -> Announcement | None:
@@ -87,7 +91,17 @@ class Announcement:
                 return None
             fields.append(value.decode("ascii"))
         _, node, mesh, incarnation = fields
-        return cls(node, int(incarnation), mesh)
+        join = properties.get(b"join") or b""
+        join_port = int(join) if re.fullmatch(b"[0-9]{1,5}", join) else 0
+        return cls(node, int(incarnation), mesh, join_port if join_port <= PORT_MAX else 0)
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A device of a mesh with another key, and where to ask it with a join code, if anywhere."""
+
+    node: NodeId
+    doors: tuple[Address, ...]
 
 
 class Discovery:
@@ -95,7 +109,8 @@ class Discovery:
 
     ``found`` is called from another thread, perhaps again for a device already known; it must
     not raise or block. ``interfaces`` are addresses of this host, by default those on the home
-    network. Nothing here blocks the caller but ``close``, for at most CLOSE_TIMEOUT_S.
+    network. ``join_port`` tells where a device with a join code may ask at the moment, 0 for
+    nowhere. Nothing here blocks the caller but ``close``, for at most CLOSE_TIMEOUT_S.
     """
 
     def __init__(
@@ -103,14 +118,16 @@ class Discovery:
         mesh_key: bytes,
         found: Callable[[Candidate], None],
         interfaces: list[str] | None = None,
+        join_port: Callable[[], int] = lambda: 0,
     ) -> None:
         self.note: str | None = None  # why mDNS does not work, for a person
         self._tag = mesh_tag(mesh_key)
         self._found = found
         self._interfaces = interfaces
-        self._foreign_tags: set[str] = set()
+        self._join_port = join_port
+        self._strangers: dict[NodeId, tuple[str, Stranger]] = {}  # with the tag of its mesh
         self._browsing = False
-        self._own: tuple[Announcement, Address] | None = None
+        self._own: tuple[NodeId, int, Address] | None = None
         self._responder: _Responder | None = None
         self._wake = threading.Event()
         self._closing = False
@@ -120,7 +137,20 @@ class Discovery:
     @property
     def foreign_meshes(self) -> int:
         """How many meshes with another key have been seen here."""
-        return len(self._foreign_tags)
+        return len({tag for tag, _ in list(self._strangers.values())})
+
+    def strangers(self) -> list[Stranger]:
+        """Return the devices of such meshes."""
+        return [stranger for _, stranger in list(self._strangers.values())]
+
+    def set_mesh_key(self, mesh_key: bytes) -> None:
+        """Announce and look for devices with another key from now on."""
+        self._tag = mesh_tag(mesh_key)
+        self._wake.set()
+
+    def refresh(self) -> None:
+        """Announce at once what has changed."""
+        self._wake.set()
 
     def browse(self) -> None:
         """Look for devices of this mesh from now on."""
@@ -132,7 +162,7 @@ class Discovery:
 
         Host 0.0.0.0 stands for every address on the interfaces of discovery.
         """
-        self._own = (Announcement(node, incarnation, self._tag), address)
+        self._own = (node, incarnation, address)
         self._wake.set()
 
     def close(self) -> None:
@@ -170,7 +200,9 @@ class Discovery:
         if self._browsing and (query_is_due or not self._responder.is_browsing):
             self._responder.query()
         if self._own is not None:
-            self._responder.publish(*self._own)
+            node, incarnation, address = self._own
+            announcement = Announcement(node, incarnation, self._tag, self._join_port())
+            self._responder.publish(announcement, address)
 
     def _open(self) -> None:
         """Start zeroconf, again when this host's addresses have changed."""
@@ -196,14 +228,22 @@ class Discovery:
         if announcement is None or not info.port:
             return
         if announcement.mesh != self._tag:
-            if len(self._foreign_tags) < FOREIGN_MESHES_MAX:
-                self._foreign_tags.add(announcement.mesh)
+            self._note_stranger(announcement, reachable(info.parsed_addresses(), interfaces))
             return
-        if self._closing or (self._own is not None and announcement.node == self._own[0].node):
+        if self._closing or (self._own is not None and announcement.node == self._own[0]):
             return
         for host in reachable(info.parsed_addresses(), interfaces):
             address = Address(host, info.port)
             self._found(Candidate(announcement.node, address, announcement.incarnation))
+
+    def _note_stranger(self, announcement: Announcement, hosts: Sequence[str]) -> None:
+        if self._own is not None and announcement.node == self._own[0]:
+            return  # this device's own, from before its mesh had another key
+        if announcement.node in self._strangers or len(self._strangers) < FOREIGN_MESHES_MAX:
+            port = announcement.join_port
+            doors = tuple(Address(host, port) for host in hosts) if port else ()
+            stranger = Stranger(announcement.node, doors)
+            self._strangers[announcement.node] = (announcement.mesh, stranger)
 
 
 def reachable(hosts: Iterable[str], interfaces: Sequence[str]) -> list[str]:
@@ -316,6 +356,7 @@ class _Responder:
 
         if state_change is ServiceStateChange.Removed:
             return
+        # Also when its text has changed: an invitation may have been opened.
         info = None
         with suppress(Exception):  # a malformed announcement, or we are closing
             info = ServiceInfo(service_type, name)

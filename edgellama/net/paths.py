@@ -78,6 +78,11 @@ class StatePaths:
         return self.state / "peers.json"
 
     @property
+    def mesh_key(self) -> Path:
+        """The key of the mesh that this device belongs to."""
+        return self.state / "mesh.key"
+
+    @property
     def run_file(self) -> Path:
         """Where the node that runs on this device can be asked."""
         return self.state / "run.json"

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import NetworkError, TransferError
+from edgellama.net.pairing import PAIRING_GREETING, PAIRING_TIMEOUT_S
 from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.transfer_protocol import (
     ABSENT,
@@ -37,9 +38,10 @@ _ACCEPT_RETRY_S: Final = 0.05  # so that a lack of file descriptors is no busy l
 class WeightServer:
     """Listens at ``host`` and ``port``, or a free port when that one is taken, until ``close``.
 
-    ``lookup`` gives what can be served of a root, from any thread. More than CONNECTIONS_MAX
-    clients wait in the system's queue; junk, silence and clients of another mesh are cut off
-    without a word. Raises NetworkError when nothing can be listened at.
+    ``lookup`` gives what can be served of a root, from any thread. ``admit`` takes over a
+    connection of a device that wants to join, and may raise TransferError. More than
+    CONNECTIONS_MAX clients wait in the system's queue; junk, silence and clients of another mesh
+    are cut off without a word. Raises NetworkError when nothing can be listened at.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class WeightServer:
         mesh_key: bytes,
         lookup: Callable[[str], ChunkSource | None],
         *,
+        admit: Callable[[RecordStream], None] | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         message_timeout_s: float = MESSAGE_TIMEOUT_S,
     ) -> None:
-        self._mesh_key = mesh_key
+        self.mesh_key = mesh_key  # for clients that come from now on
+        self._admit = admit
         self._lookup = lookup
         self._hello_timeout_s = hello_timeout_s
         self._message_timeout_s = message_timeout_s
@@ -118,19 +122,22 @@ class WeightServer:
         try:
             # Whatever a client did wrong, or however it went away: that ends its connection only.
             with contextlib.closing(stream), contextlib.suppress(TransferError):
-                self._greet(stream)
-                stream.timeout_s = self._message_timeout_s
-                while True:
-                    self._answer(stream, Request.decode(stream.receive(REQUEST_BYTES)))
+                greeting = stream.receive_plain(len(GREETING))
+                if greeting == GREETING:
+                    self._serve_member(stream)
+                elif greeting == PAIRING_GREETING and self._admit is not None:
+                    stream.timeout_s = PAIRING_TIMEOUT_S
+                    self._admit(stream)
         finally:
             with self._lock:
                 self._open.pop(stream)
             self._slots.release()
 
-    def _greet(self, stream: RecordStream) -> None:
-        if stream.receive_plain(len(GREETING)) != GREETING:
-            raise RefusedError("does not speak weight transfer")
-        answer_greeting(stream, self._mesh_key)
+    def _serve_member(self, stream: RecordStream) -> None:
+        answer_greeting(stream, self.mesh_key)
+        stream.timeout_s = self._message_timeout_s
+        while True:
+            self._answer(stream, Request.decode(stream.receive(REQUEST_BYTES)))
 
     def _answer(self, stream: RecordStream, request: Request) -> None:
         source = self._lookup(request.root)

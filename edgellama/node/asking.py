@@ -24,6 +24,9 @@ from edgellama.wire.messages import (
     Cancel,
     Failure,
     Finished,
+    Forget,
+    InviteQuery,
+    Message,
     Notice,
     Piece,
     StatusQuery,
@@ -77,6 +80,25 @@ def ask_for_status(named: Sequence[Address], mesh_key: bytes, paths: StatePaths)
     finally:
         guest.close()
     raise NoMeshError("no device of a mesh answered")
+
+
+def ask_this_device(message: InviteQuery | Forget, mesh_key: bytes, paths: StatePaths) -> Message:
+    """Return the answer of the member that runs on this device; raises what it says is wrong.
+
+    Raises NoMeshError when none runs here.
+    """
+    if paths.running() is None:
+        raise NoMeshError("no member of a mesh runs on this device: start edgellama join first")
+    guest = _connected((), mesh_key, paths)
+    try:
+        guest.send(message)
+        for answer in guest.messages(STATUS_WAIT_S):
+            if isinstance(answer, Failure):
+                raise answer.error()
+            return answer
+    finally:
+        guest.close()
+    raise NoMeshError("the member on this device gave no answer")
 
 
 def answer_on_this_device(

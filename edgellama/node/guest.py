@@ -90,13 +90,18 @@ class Guest:
         """
         for address in [*named, *remembered]:
             self._dial(address)
-        discovery = None
+        discovery: Discovery | None = None
         if mdns and not named:
             discovery = Discovery(self._mesh_key, self._found)
             discovery.browse()
         try:
             wait_s = NAMED_CONNECT_WAIT_S if named else CONNECT_WAIT_S
             self._await_connection(time.monotonic() + wait_s, len(named) if not mdns else 0)
+        except NoMeshError as error:
+            if discovery is None or not discovery.foreign_meshes:
+                raise
+            hint = "there is a mesh with another key: edgellama join, --code or --key lets you in"
+            raise NoMeshError(f"{error}; {hint}") from None
         finally:
             if discovery is not None:
                 discovery.close()

@@ -23,6 +23,7 @@ class JoinOptions:
     """What a person said to ``join``; None leaves it to the device."""
 
     mesh_key: bytes
+    key_is_kept: bool  # in this device's key file, so that the mesh may change it
     model: Path | None
     name: str | None
     ram_bytes: int | None
@@ -61,6 +62,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             ram_bytes = ram_offer_bytes(kernels.overhead_bytes)
         settings = JoinSettings(
             options.mesh_key,
+            options.key_is_kept,
             options.model,
             (clean_name(options.name) if options.name else "") or device_name(),
             ram_bytes,

@@ -58,7 +58,7 @@ class SpanLoader:
     ) -> None:
         self._store = store
         self._packed = packed
-        self._mesh_key = mesh_key
+        self.mesh_key = mesh_key  # of fetches that begin from now on
         self._tell = tell
         self._progress = progress
 
@@ -107,7 +107,7 @@ class SpanLoader:
             return own.open_gguf()
         held = self._store.find(root)
         addresses = () if held is not None and held.complete else _some(sources, cancelled)
-        key, told = self._mesh_key, self._told("fetching the header")
+        key, told = self.mesh_key, self._told("fetching the header")
         stored = fetch_header(self._store, root, addresses, key, told, cancelled)
         gguf = stored.open_gguf()
         try:

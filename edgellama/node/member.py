@@ -14,10 +14,18 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import edgellama
-from edgellama.errors import EdgellamaError, NetworkError
-from edgellama.link.endpoint import Connected, Endpoint, Event, Identity
+from edgellama.errors import EdgellamaError, MisuseError, NetworkError
+from edgellama.link.endpoint import (
+    Connected,
+    Disconnected,
+    Endpoint,
+    Event,
+    Identity,
+    Priority,
+)
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
+    Administer,
     Dial,
     DropEpochsBefore,
     Effect,
@@ -31,6 +39,7 @@ from edgellama.mesh.effects import (
 )
 from edgellama.net.discovery import Candidate, Discovery
 from edgellama.net.interfaces import interfaces_for_discovery
+from edgellama.net.mesh_key import MeshKeyFile
 from edgellama.net.packed import PackedCache
 from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
 from edgellama.net.store import Store
@@ -38,10 +47,22 @@ from edgellama.net.transfer_server import WeightServer
 from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.node.compute import ComputeThread
 from edgellama.node.engine import Engine, LoadedSpan
+from edgellama.node.key_holder import Invitation, KeyHolder
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.values import Address, LinkCounters, NodeId
 from edgellama.wire.activations import lz4_available
-from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
+from edgellama.wire.messages import (
+    ALIVE,
+    Failure,
+    Forgotten,
+    InviteQuery,
+    InviteReply,
+    MemberRecord,
+    Message,
+    NewKey,
+    StatusReply,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +72,7 @@ if TYPE_CHECKING:
 
     from edgellama.mesh.home import Vocabulary
     from edgellama.net.paths import StatePaths
+    from edgellama.net.record_stream import RecordStream
     from edgellama.node.kernels import DeviceKernels
 
 SESSIONS_MAX: Final = 2
@@ -62,6 +84,7 @@ class JoinSettings:
     """What a person said to ``join``; see there. ``port`` None takes the usual or a free one."""
 
     mesh_key: bytes
+    key_is_kept: bool
     model: Path | None
     name: str
     ram_bytes: int
@@ -128,6 +151,9 @@ class Member:
         self._compute.start()
         kernel_digest = self._compute.prove()
 
+        key_file = MeshKeyFile(paths.mesh_key) if settings.key_is_kept else None
+        self._keys = KeyHolder(settings.mesh_key, key_file, self._use_key, self._announce, tell)
+        self._discovery: Discovery | None = None
         self.addresses = interfaces_for_discovery(settings.listen)
         self._socket = _bind(settings)
         self._server = WeightServer(
@@ -135,6 +161,7 @@ class Member:
             self._socket.address.port,
             settings.mesh_key,
             self._store.source,
+            admit=self._admit,
         )
         node = paths.node_id()
         incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
@@ -155,7 +182,6 @@ class Member:
         )
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
         self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
-        self._discovery: Discovery | None = None
         self._threads = [
             threading.Thread(target=self._run_link, name="edgellama-link", daemon=True),
             threading.Thread(target=self._run_loads, name="edgellama-load", daemon=True),
@@ -174,7 +200,9 @@ class Member:
         if self._settings.mdns:
             # Without --listen, mDNS follows the device from one network to the next.
             interfaces = self.addresses if self._settings.listen else None
-            self._discovery = Discovery(self._settings.mesh_key, self._found, interfaces)
+            self._discovery = Discovery(
+                self._settings.mesh_key, self._found, interfaces, self._join_port
+            )
             self._discovery.browse()
             me = self.core.membership.me
             host = self._settings.listen or "0.0.0.0"
@@ -203,6 +231,11 @@ class Member:
         self._store.close()
         if self._error is not None:
             raise self._error
+
+    def invite(self) -> Invitation:
+        """Open an invitation for one more device; MisuseError in an open mesh."""
+        host = self.addresses[0] if self.addresses else "127.0.0.1"
+        return self._keys.invite(Address(host, self._server.port))
 
     def status(self, timeout_s: float = 1.0) -> StatusReply | None:
         """Return how the mesh stands, None when the I/O thread does not say in time."""
@@ -268,8 +301,63 @@ class Member:
                 self._compute.drop_before(effect.epoch)
             case Tell():
                 self._tell(effect.text)
+            case Administer():
+                self._administer(effect, now)
             case GiveUp():
                 self._end(effect.error)
+
+    def _administer(self, asked: Administer, now: float) -> None:
+        """Do what somebody asks about the mesh's key."""
+        message = asked.message
+        if isinstance(message, NewKey):
+            self._keys.adopt(bytes.fromhex(message.key))
+            self._shut_out(message.forgotten, now)
+            return
+        try:
+            reply: Message
+            if isinstance(message, InviteQuery):
+                code, address, seconds = self.invite()
+                reply = InviteReply(message.request, str(code), *address, seconds)
+            else:
+                reply = Forgotten(message.request, self._forget(message.node, now))
+        except EdgellamaError as error:
+            reply = Failure(message.request, error.exit_code, str(error))
+        self._do(Send(asked.asker, reply, Priority.CONTROL), now)
+
+    def _forget(self, node: NodeId, now: float) -> tuple[NodeId, ...]:
+        """Change the key among the members that are here, but for one; return who was told."""
+        if node == self.core.membership.me.node:
+            raise MisuseError("that is this very device: run edgellama forget on another one")
+        told = [each for each in self.core.membership.connected() if each != node]
+        key = self._keys.renew()
+        for each in told:
+            self._do(Send(each, NewKey(key.hex(), node), Priority.CONTROL), now)
+        self._shut_out(node, now)
+        return tuple(told)
+
+    def _shut_out(self, node: NodeId, now: float) -> None:
+        if node in self._endpoint.peers():
+            self._endpoint.disconnect(node, now)
+            self.core.handle_event(Disconnected(node, "it was forgotten", left=True), now)
+
+    def _use_key(self, key: bytes) -> None:
+        """Put another key to use; on the I/O thread."""
+        self._endpoint.set_mesh_key(key)
+        self._server.mesh_key = key
+        self._loader.mesh_key = key
+        if self._discovery is not None:
+            self._discovery.set_mesh_key(key)
+
+    def _admit(self, stream: RecordStream) -> None:
+        me = self.core.membership.me
+        self._keys.admit(stream, me.node, me.name, me.port)
+
+    def _announce(self) -> None:
+        if self._discovery is not None:
+            self._discovery.refresh()
+
+    def _join_port(self) -> int:
+        return self._server.port if self._keys.is_inviting() else 0
 
     def _weight_sources(self) -> tuple[Address, ...]:
         """Return where weights can be had: first whoever has the file, then the others."""
