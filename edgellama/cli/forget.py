@@ -47,9 +47,7 @@ def _chosen(status: StatusReply, device: str) -> MemberRecord:
     if not found and device:
         found = [each for each in records if each.node.startswith(device.lower())]
     if not found:
-        raise MisuseError(
-            f"no device here is called {device[:64]!r}: see edgellama devices"
-        )
+        raise MisuseError(f"no device here is called {device[:64]!r}: see edgellama devices")
     if len(found) > 1:
         raise MisuseError(f"{device[:64]!r} is {len(found)} devices: give more of its identity")
     return found[0]

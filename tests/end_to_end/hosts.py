@@ -66,11 +66,12 @@ class Host:
         self.folder = folder
         self.memory = memory
         self.joined: subprocess.Popen[bytes] | None = None
+        self.key = KEY  # empty: what a person has who sets no key
         self._starts = 0
         folder.mkdir(parents=True)
 
     def environment(self, changes: Mapping[str, str] | None = None) -> dict[str, str]:
-        own = {"EDGELLAMA_HOME": str(self.folder / "home"), "EDGELLAMA_KEY": KEY}
+        own = {"EDGELLAMA_HOME": str(self.folder / "home"), "EDGELLAMA_KEY": self.key}
         plain = {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "TERM": "dumb"}
         return {**os.environ, **plain, **own, **(changes or {})}
 
@@ -106,7 +107,12 @@ class Host:
         command = self._command(arguments)
         return subprocess.Popen(command, text=True, env=self.environment(), **streams)
 
-    def join(self, *arguments: object, environment: Mapping[str, str] | None = None) -> None:
+    def join(
+        self,
+        *arguments: object,
+        environment: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         """Start ``join`` and return at once."""
         assert self.joined is None
         self._starts += 1
@@ -116,7 +122,7 @@ class Host:
         ):
             self.joined = subprocess.Popen(
                 self._command(["join", *arguments]),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 env=self.environment(environment),
