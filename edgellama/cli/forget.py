@@ -27,7 +27,7 @@ def command(device: str, key: str | None) -> None:
     from edgellama.net.paths import StatePaths
     from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_this_device
-    from edgellama.wire.messages import Forget, Forgotten
+    from edgellama.wire.key_messages import Forget, Forgotten
 
     status = mesh_status((), key)
     target = _chosen(status, device)

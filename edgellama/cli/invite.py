@@ -24,7 +24,7 @@ def command(key: str | None, as_json: bool) -> None:
     from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_this_device
     from edgellama.values import Address
-    from edgellama.wire.messages import InviteQuery, InviteReply
+    from edgellama.wire.key_messages import InviteQuery, InviteReply
 
     paths = StatePaths.locate()
     access = access_to_ask(key_choice(key), paths, ())

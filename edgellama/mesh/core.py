@@ -25,20 +25,18 @@ from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
 from edgellama.values import LinkCounters, ModelFacts, NodeId, Span
+from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.messages import (
     Ask,
     Cancel,
     CloseSession,
     Failure,
     Finished,
-    Forget,
     Gossip,
     Heartbeat,
-    InviteQuery,
     MemberRecord,
     MemberStatus,
     Message,
-    NewKey,
     Notice,
     Piece,
     PlanAnnouncement,

@@ -13,7 +13,8 @@ from edgellama.link.endpoint import Priority
 if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
     from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
-    from edgellama.wire.messages import Forget, InviteQuery, Message, NewKey
+    from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
+    from edgellama.wire.messages import Message
 
 
 @dataclass(frozen=True)

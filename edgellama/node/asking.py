@@ -24,8 +24,6 @@ from edgellama.wire.messages import (
     Cancel,
     Failure,
     Finished,
-    Forget,
-    InviteQuery,
     Message,
     Notice,
     Piece,
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from edgellama_kernels import Kernels
 
     from edgellama.net.paths import StatePaths
+    from edgellama.wire.key_messages import Forget, InviteQuery
 
 STATUS_WAIT_S: Final = 5.0
 

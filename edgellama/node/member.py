@@ -51,18 +51,8 @@ from edgellama.node.key_holder import Invitation, KeyHolder
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.values import Address, LinkCounters, NodeId
 from edgellama.wire.activations import lz4_available
-from edgellama.wire.messages import (
-    ALIVE,
-    Failure,
-    Forgotten,
-    InviteQuery,
-    InviteReply,
-    MemberRecord,
-    Message,
-    NewKey,
-    StatusReply,
-    encode,
-)
+from edgellama.wire.key_messages import Forgotten, InviteQuery, InviteReply, NewKey
+from edgellama.wire.messages import ALIVE, Failure, MemberRecord, Message, StatusReply, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,10 +147,8 @@ class Member:
         self.addresses = interfaces_for_discovery(settings.listen)
         self._socket = _bind(settings)
         self._server = WeightServer(
-            settings.listen or "0.0.0.0",
-            self._socket.address.port,
-            settings.mesh_key,
-            self._store.source,
+            *(settings.listen or "0.0.0.0", self._socket.address.port),
+            *(settings.mesh_key, self._store.source),
             admit=self._admit,
         )
         node = paths.node_id()
@@ -175,10 +163,8 @@ class Member:
             edgellama.__version__,
         )
         self._endpoint = Endpoint(
-            Identity(node, incarnation),
-            settings.mesh_key,
-            self._socket.window_packets,
-            secrets.token_bytes,
+            *(Identity(node, incarnation), settings.mesh_key),
+            *(self._socket.window_packets, secrets.token_bytes),
         )
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
         self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))

@@ -25,6 +25,7 @@ from edgellama.values import (
     StagePlacement,
 )
 from edgellama.wire.activations import PAYLOAD_BYTES_MAX, ROWS_MAX, WIDTH_MAX
+from edgellama.wire.key_messages import KEY_MESSAGES, KeyMessage
 from edgellama.wire.schema import (
     Choice,
     Flag,
@@ -49,7 +50,6 @@ VERSION_PAST: Final = 1 << 63  # of a record, and of epochs: far beyond any that
 EPOCH_PAST: Final = 1 << 63  # so that there is always a next one
 SYSTEM_CHARACTERS_MAX: Final = 1 << 16
 ROOT_DIGITS: Final = 64
-MESH_KEY_DIGITS: Final = 64
 
 ALIVE: Final = "alive"
 LEFT: Final = "left"
@@ -303,48 +303,6 @@ class StatusReply:
     open_mesh: bool
 
 
-@dataclass(frozen=True)
-class InviteQuery:
-    """Open an invitation for one more device."""
-
-    request: int
-
-
-@dataclass(frozen=True)
-class InviteReply:
-    """The invitation's code, where to join with it by TCP, and for how many seconds."""
-
-    request: int
-    code: str
-    host: str
-    port: int
-    seconds: int
-
-
-@dataclass(frozen=True)
-class Forget:
-    """Give the mesh another key, and this node none of it."""
-
-    request: int
-    node: NodeId
-
-
-@dataclass(frozen=True)
-class Forgotten:
-    """The mesh has another key; these members were told."""
-
-    request: int
-    told: tuple[NodeId, ...]
-
-
-@dataclass(frozen=True)
-class NewKey:
-    """The mesh's key from now on, 64 hexadecimal digits, and the node that it is kept from."""
-
-    key: str
-    forgotten: NodeId
-
-
 Message = (
     Heartbeat
     | Gossip
@@ -365,11 +323,7 @@ Message = (
     | Cancel
     | StatusQuery
     | StatusReply
-    | InviteQuery
-    | InviteReply
-    | Forget
-    | Forgotten
-    | NewKey
+    | KeyMessage
 )
 
 _U8, _U16, _U32, _U48, _U64 = (Unsigned(bits) for bits in (8, 16, 32, 48, 64))
@@ -444,11 +398,7 @@ _KINDS: Final = {
             *(_REASON, Flag()),
         ),
     ),
-    20: _Kind(InviteQuery, (_U64,)),
-    21: _Kind(InviteReply, (_U64, Text(64), Text(64), _U16, _U16)),
-    22: _Kind(Forget, (_U64, _NODE)),
-    23: _Kind(Forgotten, (_U64, Many(_NODE, MEMBERS_MAX))),
-    24: _Kind(NewKey, (Hexadecimal(MESH_KEY_DIGITS), _NODE)),
+    **{number: _Kind(*kind) for number, kind in KEY_MESSAGES.items()},
 }
 _NUMBERS: Final = {kind.build: number for number, kind in _KINDS.items()}
 

@@ -21,6 +21,7 @@ from edgellama.values import (
     Span,
     StagePlacement,
 )
+from edgellama.wire import key_messages as keys
 from edgellama.wire import messages as wire
 from edgellama.wire.activations import PAYLOAD_BYTES_MAX, ROWS_MAX
 from edgellama.wire.messages import decode, encode
@@ -166,6 +167,11 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         ).map(tuple),
         *(texts(500), st.booleans()),
     ),
+    keys.InviteQuery: st.builds(keys.InviteQuery, u64),
+    keys.InviteReply: st.builds(keys.InviteReply, u64, texts(64), texts(64), u16, u16),
+    keys.Forget: st.builds(keys.Forget, u64, nodes),
+    keys.Forgotten: st.builds(keys.Forgotten, u64, st.lists(nodes, max_size=3).map(tuple)),
+    keys.NewKey: st.builds(keys.NewKey, roots, nodes),
 }
 ANY_MESSAGE = st.one_of(*KINDS.values())
 RECORD = wire.MemberRecord(
@@ -219,8 +225,9 @@ def test_every_kind_is_tested_and_has_a_number_of_its_own() -> None:
         *("Heartbeat", "Gossip", "PlanAnnouncement", "StageReady", "StageFailed", "Step"),
         *("StepNeeded", "StepStale", "StepFailed", "CloseSession", "SessionClosed", "Ask"),
         *("Piece", "Finished", "Failure", "Notice", "Cancel", "StatusQuery", "StatusReply"),
+        *("InviteQuery", "InviteReply", "Forget", "Forgotten", "NewKey"),
     ]
-    assert sorted(wire._KINDS) == list(range(1, 20))
+    assert sorted(wire._KINDS) == list(range(1, 25))
 
 
 @settings(deadline=None, max_examples=60)
