@@ -123,18 +123,18 @@ def test_a_person_types_the_code(mesh: Mesh, terminal: Terminal) -> None:
     keyboard.close()
 
 
-def test_without_a_terminal_and_a_key_join_says_what_is_missing(mesh: Mesh) -> None:
+def test_where_no_mesh_is_nobody_can_be_let_in_or_shut_out(mesh: Mesh) -> None:
     host = keyless(mesh)
-    host.run("join", *NUMPY).refuses(2, "EDGELLAMA_KEY", "--key", "--code", "--open")
-    assert not (host.folder / "home" / "mesh.key").exists()
     for verb in (("invite",), ("forget", "two")):
         host.run(*verb).refuses(3)
 
 
-def test_an_open_mesh_needs_nothing_and_says_so(mesh: Mesh) -> None:
+@pytest.mark.parametrize("said", ["--open", ""], ids=["asked for", "no terminal and no key"])
+def test_an_open_mesh_needs_nothing_and_says_so(mesh: Mesh, said: str) -> None:
     first, second = keyless(mesh), keyless(mesh)
     for host in (first, second):
-        host.join("--open", *NUMPY, *mesh.at(host))
+        host.join(*said.split(), *NUMPY, *mesh.at(host))
+        assert not (host.folder / "home" / "mesh.key").exists()
     assert alive(mesh, second, 2)["open"] is True
     table = second.run("status", *mesh.towards())
     assert "OPEN" in table.stdout
