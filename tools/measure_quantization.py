@@ -24,6 +24,7 @@ from edgellama.model.gguf import GgufFile
 from edgellama.model.hidden import take_rows
 from edgellama.model.perplexity import scored_logits
 from edgellama.model.sampling import sample
+from edgellama.model.type_choice import RUNNABLE_KINDS
 from edgellama.model.weight_source import GgufSource
 from edgellama.net.paths import StatePaths
 from edgellama.node.calibrating import importance_of
@@ -133,7 +134,8 @@ class Bench:
             seen: list[dict[str, str]] = []
             for kind in TYPES:
                 kinds = same_kind(weights, kind)
-                if kinds not in seen:  # rows of no whole blocks make one type of another
+                # Rows of no whole blocks make one type of another.
+                if kinds not in seen and RUNNABLE_KINDS.issuperset(kinds.values()):
                     seen.append(kinds)
                     yield self.measured(kind, kinds, {}, base, chunks)
             narrow = same_kind(weights, "Q4_0")

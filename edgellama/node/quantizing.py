@@ -116,7 +116,7 @@ def _reach(source: WeightSource, tensor: SourceTensor) -> int:
 
     The last hidden state is the sum of the embedding and of each layer's two parts, and an error
     of one of these is one of many. The output's own error meets the logits undivided. Measured by
-    quantizing one tensor at a time, the output counts 5 to 15 times as much at four and five
+    quantizing one tensor at a time, the output counts 5 to 25 times as much at four and five
     layers (docs/measurements/quantization.md).
     """
     names = {each.name for each in source.tensors}
