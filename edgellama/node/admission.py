@@ -66,8 +66,8 @@ def access_to_join(
     """Return the key that ``join`` shall use; makes a mesh where there is none.
 
     ``ask_person`` is None without a terminal: nobody could type a code there, so a script without
-    a key gets the open mesh, which every status calls OPEN. Raises NoMeshError and WrongCodeError where a code that was
-    given leads nowhere.
+    a key gets the open mesh, which every status calls OPEN. Raises NoMeshError and WrongCodeError
+    where a code that was given leads nowhere.
     """
     known = known_access(choice, paths)
     if known is not None:
