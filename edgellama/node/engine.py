@@ -40,7 +40,6 @@ class Engine:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._loaded: dict[int, LoadedSpan] = {}
         self._stages: dict[int, Stage] = {}
         self._heads: dict[int, Head] = {}
         self._tokenizer: Tokenizer | None = None
