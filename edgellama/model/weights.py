@@ -251,8 +251,8 @@ def _all_finite(matrix: PackedMatrix, groups: slice) -> bool:
     if matrix.kind is WeightKind.F32:
         return bool(np.isfinite(matrix.elements[groups]).all())
     exponent = np.uint16(0x7F80 if matrix.kind is WeightKind.BF16 else 0x7C00)
-    halves = matrix.scales if matrix.kind.quantized else matrix.elements
-    return not ((halves[groups] & exponent) == exponent).any()
+    kept = (matrix.scales, matrix.minimums) if matrix.kind.quantized else (matrix.elements,)
+    return not any(((halves[groups] & exponent) == exponent).any() for halves in kept)
 
 
 def half_split_source(rows: NDArray[np.int64], head_width: int) -> NDArray[np.int64]:

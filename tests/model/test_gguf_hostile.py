@@ -117,6 +117,10 @@ MALFORMED = {
         whole_file([], [tensor("x", (2**32, 2**30, 4), 0, 0)], DATA),
         "the file is cut off: tensor 'x'",
     ),
+    "rows that are no whole super-blocks": (
+        whole_file([], [tensor("x", (288,), 14, 0)], DATA),
+        "rows of 288 weights, no multiple of the 256 in a block of Q6_K",
+    ),
     "tensors that overlap": (
         whole_file([], [tensor("y", (8,), 0, 32), tensor("x", (9,), 0, 0)], DATA),
         "tensor 'y' overlaps tensor 'x'",
@@ -127,10 +131,12 @@ UNSUPPORTED = {
     "version 1": (whole_file(version=1), "GGUF version 1 is not supported; supported: 2, 3"),
     "version 4": (whole_file(version=4), "GGUF version 4 is not supported"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "the file is big-endian"),
-    "Q4_K": (
-        whole_file([], [tensor("x", (256,), 12, 0)], DATA),
-        "has type Q4_K, which is not supported yet; supported: F32, F16, Q4_0, Q8_0, BF16",
+    "IQ4_XS": (
+        whole_file([], [tensor("x", (256,), 23, 0)], DATA),
+        "has type IQ4_XS, which is not supported yet; supported: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1,",
     ),
+    "TQ1_0": (whole_file([], [tensor("x", (256,), 34, 0)], DATA), "has type TQ1_0, which"),
+    "MXFP4": (whole_file([], [tensor("x", (256,), 39, 0)], DATA), "has type MXFP4, which"),
     "one part of two": (
         whole_file([key("split.count", 2, b"\2\0")], [X], DATA),
         "one of 2 parts of a model",

@@ -17,7 +17,7 @@ from edgellama.model.gguf_layout import TENSOR_KINDS, UNSUPPORTED_TENSOR_KINDS
 if TYPE_CHECKING:
     from pathlib import Path
 
-KIND_NAMES = ["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+KIND_NAMES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 
 VALUES: dict[str, tuple[gguf.GGUFValueType, object]] = {
     "a.uint8": (gguf.GGUFValueType.UINT8, 255),
