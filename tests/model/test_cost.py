@@ -84,7 +84,7 @@ def test_a_model_without_a_name_gets_the_given_one(tmp_path: Path) -> None:
     ],
     ids=["small", "wide", "long", "large heads"],
 )
-@pytest.mark.parametrize("kind_name", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind_name", ["F32", "Q8_0", "Q4_0", "Q5_1"])
 def test_a_step_takes_no_more_scratch_than_stated(
     tmp_path: Path, shape: SmallShape, kind_name: str
 ) -> None:
