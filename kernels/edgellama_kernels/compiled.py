@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgellama_kernels.operations import Operation
 
 _VECTOR = 8
+SHARED_WORK_MIN = 1 << 18  # below, waking a thread costs more than it saves
 
 
 class CompiledKernels(CheckedKernels):
@@ -40,9 +41,9 @@ class CompiledKernels(CheckedKernels):
     name = "numba"
     cache_note = jit.CACHE_NOTE
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, equal_cores: bool = True) -> None:
         self.threads = threads
-        self._team = Team(threads)
+        self._team = Team(threads, equal_cores)
 
     def record(self, tokens_max: int, width: int, head_width: int) -> Recording:
         """Return verbs to write down layers with, to run them in one call."""
@@ -55,11 +56,15 @@ class CompiledKernels(CheckedKernels):
     def _do(
         self, operation: Operation, tokens: int, work: int, scratch: int = 0, position: int = 0
     ) -> None:
-        """Run one operation; raises NonFinite. See ``Team.run``."""
+        """Run one operation; raises NonFinite.
+
+        ``work`` estimates its bytes or operations; ``scratch`` is what ``Team.run`` says.
+        """
         rows = np.zeros((1, COLUMNS), np.int64)
         rows[0, 0], rows[0, 2:OPERANDS] = operation.code, operation[2:]
         rows[0, OPERANDS : OPERANDS + len(operation.operands)] = operation.operands
-        status = self._team.run(Table(rows, None), tokens, position, scratch, work)
+        threads = self.threads if work >= SHARED_WORK_MIN else 1
+        status = self._team.run(Table(rows, None), tokens, position, scratch, threads, True)
         if status:
             raise NonFinite(operations.REFUSALS[status])
 

@@ -14,9 +14,6 @@ import numpy as np
 
 from edgellama_kernels import program
 
-SHARED_WORK_MIN = (
-    1 << 18
-)  # bytes or operations below which waking a thread costs more than it saves
 # Times that a waiting thread lets others run before it gives up: a minute or more, as a part of
 # an operation can take seconds on a slow device that is busy with something else.
 PATIENCE = 1 << 28
@@ -63,30 +60,37 @@ class _Worker:
 
 
 class Team:
-    """Runs tables on ``threads`` threads."""
+    """Runs tables on up to ``threads`` threads, which may be on cores of unlike speed."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, equal_cores: bool = True) -> None:
+        self.equal_cores = equal_cores
         self._workers = [_Worker(number) for number in range(1, threads)]
         self._sync = np.zeros(program.SYNC_NUMBERS, np.int64)
         self._scratch = np.empty((threads, 0), np.float32)
 
-    def run(self, table: Table, tokens: int, position: int, scratch: int, work: int) -> int:
+    @property
+    def threads(self) -> int:
+        """How many threads there are, the caller's included."""
+        return len(self._workers) + 1
+
+    def run(
+        self, table: Table, tokens: int, position: int, scratch: int, threads: int, claims: bool
+    ) -> int:
         """Run all operations; return 0, or the code of one that refused a number.
 
-        ``scratch``: float32 that each thread needs for itself. ``work`` estimates the bytes or
-        operations of the run; little is done by the caller's thread alone. Raises TeamStalled.
+        ``scratch``: float32 that each thread needs for itself. ``claims``: whether threads take
+        small parts of the work until none is left, instead of equal parts. Raises TeamStalled.
         """
-        workers = self._workers if work >= SHARED_WORK_MIN else []
+        workers = self._workers[: threads - 1]
         threads = len(workers) + 1
         if self._scratch.shape[1] < scratch:
             self._scratch = np.empty((len(self._scratch), scratch), np.float32)
-        memory = (table, self._sync, self._scratch)
-        sync, own, step = address(self._sync), address(self._scratch), self._scratch.strides[0]
+        counters = np.zeros(len(table.rows), np.int64) if claims and threads > 1 else None
+        memory = (table, counters, self._sync, self._scratch)
+        own, step = address(self._scratch), self._scratch.strides[0]
         common = (address(table.rows), len(table.rows), tokens, position)
-        calls = [
-            (*common, thread, threads, sync, 0, PATIENCE, own + step * thread)
-            for thread in range(threads)
-        ]
+        shared = (threads, address(self._sync), address(counters), PATIENCE)
+        calls = [(*common, thread, *shared, own + step * thread) for thread in range(threads)]
         for worker, call in zip(workers, calls[1:], strict=True):
             worker.begin(_Task(call, memory))
         status = int(program.run(*calls[0]))

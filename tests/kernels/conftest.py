@@ -33,7 +33,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 @pytest.fixture
 def crew(monkeypatch: pytest.MonkeyPatch, compiled: Kernels) -> Iterator[list[Kernels]]:
     """Teams of one, two and three threads that share even the smallest call."""
-    monkeypatch.setattr("edgellama_kernels.team.SHARED_WORK_MIN", 0)
+    monkeypatch.setattr("edgellama_kernels.compiled.SHARED_WORK_MIN", 0)
     teams = [edgellama_kernels.load("numba", threads) for threads in (1, 2, 3)]
     yield teams
     for team in teams:

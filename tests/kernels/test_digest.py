@@ -45,7 +45,7 @@ def test_a_cpu_without_vector_extensions_computes_the_same(compiled) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_show(compiled, threads, monkeypatch) -> None:
-    monkeypatch.setattr("edgellama_kernels.team.SHARED_WORK_MIN", 0)
+    monkeypatch.setattr("edgellama_kernels.compiled.SHARED_WORK_MIN", 0)
     team = load("numba", threads)
     try:
         assert digest(team) == EXPECTED_DIGEST
