@@ -69,6 +69,14 @@ def exponential(x: Float32) -> Float32:
         return np.where(x < EXP_LOWEST, ZERO, y)
 
 
+def square_root(x: Any) -> Any:
+    """Return the nearest float32, by way of float64: NumPy's own is an estimate on 32-bit ARM.
+
+    53 bits are enough that the second rounding changes nothing (2 * 24 + 2 would do).
+    """
+    return np.sqrt(np.asarray(x, np.float64)).astype(np.float32)
+
+
 def rounded_13_bits(x: Float32) -> Float32:
     """Rule 7: round to 13 significant bits, nearest even; +0 below 2^-64."""
     bits = np.ascontiguousarray(x).view(np.int32)
@@ -123,7 +131,7 @@ class ReferenceKernels(CheckedKernels):
         with np.errstate(all="ignore"):
             for step in padded.reshape(tokens, steps, NORM_LANES).transpose(1, 0, 2):
                 lanes = lanes + step * step
-            r = ONE / np.sqrt(tree(lanes) / f32(width) + epsilon)
+            r = ONE / square_root(tree(lanes) / f32(width) + epsilon)
             y: Float32 = (x * r[:, None]) * weight
         if not (np.isfinite(r).all() and (r > 0).all()):
             raise NonFinite("a norm met infinity, NaN or a sum of squares without a root")
@@ -222,7 +230,7 @@ class ReferenceKernels(CheckedKernels):
         """Rule 7, all queries that share a key head at once, in chunks that bound the memory."""
         tokens, heads, width = queries.shape
         with np.errstate(all="ignore"):
-            scaled = rounded_13_bits(queries * (ONE / np.sqrt(f32(width))))
+            scaled = rounded_13_bits(queries * (ONE / square_root(f32(width))))
         if not (np.abs(scaled) < QUERY_LIMIT).all():
             raise NonFinite("a query is too large, infinite or NaN")
         shared = heads // cache.kv_heads
