@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import platform
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 TOOL = Path(__file__).parents[1] / "tools" / "aarch64.py"
+THOROUGH = "EDGELLAMA_CI_AARCH64"
 FIRST_CPU, DOTPROD_CPU = "cortex-a53", "cortex-a76"  # Raspberry Pi 3 and 5
 
 
@@ -36,3 +38,10 @@ def skip_without() -> None:
     reason = tool().missing()
     if reason is not None:
         pytest.skip(reason)
+
+
+def skip_unless_thorough() -> None:
+    """Skip what takes many minutes when nobody has asked for it."""
+    skip_without()
+    if os.environ.get(THOROUGH) != "1":
+        pytest.skip(f"takes minutes: set {THOROUGH}=1")

@@ -43,7 +43,7 @@ def folder() -> Path:
     """Return where the userland is kept."""
     chosen = os.environ.get(VARIABLE)
     if chosen:
-        return Path(chosen).absolute()
+        return Path(chosen).absolute() / "edgellama-aarch64"  # what a set-up removes is its own
     import platformdirs
 
     return platformdirs.user_cache_path("edgellama", appauthor=False) / "aarch64"
@@ -88,7 +88,8 @@ def set_up() -> None:
         _install("qemu-user-static")
     for part, make in (("root", _make_root), ("site", _make_site)):
         if not _is_ready(part):
-            shutil.rmtree(folder() / part, ignore_errors=True)
+            for old in (part, "kernels"):
+                shutil.rmtree(folder() / old, ignore_errors=True)
             make(folder() / part)
             (folder() / part / READY).write_text(keys()[part])
 
