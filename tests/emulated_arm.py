@@ -35,6 +35,8 @@ def skip_without() -> None:
     """Skip where nothing can be emulated."""
     if sys.platform != "linux" or platform.machine() == "aarch64":
         pytest.skip("ARM is emulated on Linux of other machines only")
+    if os.environ.get("CI") and os.environ.get(THOROUGH) != "1":
+        pytest.skip(f"takes minutes, on a busy machine many: set {THOROUGH}=1")
     reason = tool().missing()
     if reason is not None:
         pytest.skip(reason)
