@@ -47,7 +47,7 @@ def test_misuse(alone: Host, line: str) -> None:
 
 
 # One row of 256 weights, by kind.
-ROW_BYTES = {gguf.GGMLQuantizationType.Q8_0: 272, gguf.GGMLQuantizationType.Q6_K: 210}
+ROW_BYTES = {gguf.GGMLQuantizationType.Q8_0: 272, gguf.GGMLQuantizationType.IQ4_XS: 136}
 
 
 def write_model(path: Path, architecture: str, kind: gguf.GGMLQuantizationType) -> Path:
@@ -81,7 +81,7 @@ def foreign(model: Path, folder: Path) -> Path:
 
 
 def odd_type(model: Path, folder: Path) -> Path:
-    return write_model(folder / "odd.gguf", "llama", gguf.GGMLQuantizationType.Q6_K)
+    return write_model(folder / "odd.gguf", "llama", gguf.GGMLQuantizationType.IQ4_XS)
 
 
 def missing(model: Path, folder: Path) -> Path:
@@ -93,7 +93,7 @@ FILES = [
     (truncated, 1, "short.gguf"),
     (no_gguf, 1, "text.gguf"),
     (foreign, 1, "mamba"),
-    (odd_type, 1, "Q6_K"),
+    (odd_type, 1, "IQ4_XS"),
 ]
 COMMANDS = ["ask --model {} hello", "plan --model {} --ram 1G", "join --model {}"]
 
