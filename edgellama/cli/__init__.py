@@ -24,6 +24,7 @@ VERBS = (
     "pull",
     "models",
     "perplexity",
+    "bench",
     "quantize",
 )
 EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgellama.net.model_store import PulledModel
+    from edgellama.node.benchmark import BenchRow
     from edgellama.node.quantizing import Choice
     from edgellama.plan.table import PlanRow
     from edgellama.values import Span
@@ -51,6 +52,22 @@ def plan_table(title: str, rows: Sequence[PlanRow]) -> Table:
             f"{format_size(row.used_bytes)} ({row.used_percent} %)",
             format_size(row.offered_bytes),
         )
+    return table
+
+
+def bench_table(title: str, rows: Sequence[BenchRow]) -> Table:
+    """Return the table of a benchmark."""
+    columns = ">threads", ">tokens/s", ">GOP/s", ">read a token", ">memory reads", ">of that"
+    table = _table(title, "test", *columns)
+    for row in rows:
+        cells = ["", "", ""]
+        if row.bytes_per_token is not None:
+            cells[0] = format_size(row.bytes_per_token)
+        if row.read_bytes_per_second is not None and row.bandwidth_ratio is not None:
+            cells[1] = f"{row.read_bytes_per_second / 1e9:.1f} GB/s"
+            cells[2] = f"{100 * row.bandwidth_ratio:.0f} %"
+        speed = f"{row.tokens_per_second:.1f}", f"{row.giga_operations_per_second:.0f}"
+        table.add_row(row.test, str(row.threads), *speed, *cells)
     return table
 
 

@@ -40,11 +40,14 @@ __all__ = [
 THREADS_MAX = 64  # more threads than any device here has cores; a bound, not a recommendation
 
 
-def load(backend: str = "auto", threads: int = 1, equal_cores: bool = True) -> Kernels:
+def load(
+    backend: str = "auto", threads: int = 1, *, equal_cores: bool = True, adapt: bool = True
+) -> Kernels:
     """Return the kernels: "numpy", "numba", or "auto" for numba where it can be imported.
 
-    ``threads`` counts the caller's own; ``equal_cores`` says whether they run at one speed. The
-    NumPy backend computes in the caller's thread alone.
+    ``threads`` counts the caller's own; ``equal_cores`` says whether they run at one speed.
+    ``adapt`` lets programs run on fewer threads while that is faster. The NumPy backend computes
+    in the caller's thread alone.
     Raises BackendUnavailable when numba is asked for and missing.
     """
     if backend not in ("auto", "numba", "numpy"):
@@ -58,7 +61,7 @@ def load(backend: str = "auto", threads: int = 1, equal_cores: bool = True) -> K
             if backend == "numba":
                 raise BackendUnavailable(f"the numba kernels cannot run here: {error}") from error
         else:
-            return CompiledKernels(threads, equal_cores)
+            return CompiledKernels(threads, equal_cores, adapt)
     from edgellama_kernels.reference import ReferenceKernels
 
     return ReferenceKernels()

@@ -41,9 +41,9 @@ class CompiledKernels(CheckedKernels):
     name = "numba"
     cache_note = jit.CACHE_NOTE
 
-    def __init__(self, threads: int = 1, equal_cores: bool = True) -> None:
+    def __init__(self, threads: int = 1, equal_cores: bool = True, adapt: bool = True) -> None:
         self.threads = threads
-        self._team = Team(threads, equal_cores)
+        self._team = Team(threads, equal_cores, adapt)
 
     def record(self, tokens_max: int, width: int, head_width: int) -> Recording:
         """Return verbs to write down layers with, to run them in one call."""
@@ -62,30 +62,32 @@ class CompiledKernels(CheckedKernels):
         """
         rows = np.zeros((1, COLUMNS), np.int64)
         rows[0, 0], rows[0, 2:OPERANDS] = operation.code, operation[2:]
-        rows[0, OPERANDS : OPERANDS + len(operation.operands)] = operation.operands
+        for column, x in enumerate(operation.operands, OPERANDS):
+            rows[0, column] = address(x) if isinstance(x, np.ndarray) else x
         threads = self.threads if work >= SHARED_WORK_MIN else 1
-        status = self._team.run(Table(rows, None), tokens, position, scratch, threads, True)
+        arrays = operation.operands
+        status = self._team.run(Table(rows), arrays, tokens, position, scratch, threads, True)
         if status:
             raise NonFinite(operations.REFUSALS[status])
 
     def _expand(self, halves: NDArray[np.uint16], exponents: NDArray[np.uint8]) -> Float32:
         tokens, width = halves.shape
         y = np.empty((tokens, width), np.float32)
-        operation = operations.expand(address(halves), address(exponents), address(y), width)
+        operation = operations.expand(halves, exponents, y, width)
         self._do(operation, tokens, y.size)
         return y
 
     def _shrink(self, x: Float32) -> HiddenRows:
         tokens, width = x.shape
         halves, exponents = np.empty((tokens, width), np.uint16), np.empty(tokens, np.uint8)
-        operation = operations.shrink(address(x), address(halves), address(exponents), width)
+        operation = operations.shrink(x, halves, exponents, width)
         self._do(operation, tokens, x.size)
         return HiddenRows(halves, exponents)
 
     def _rms_norm(self, x: Float32, weight: Float32, epsilon: np.float32) -> Float32:
         tokens, width = x.shape
         y = np.empty_like(x)
-        operation = operations.norm(address(x), address(weight), address(y), width, epsilon)
+        operation = operations.norm(x, weight, y, width, epsilon)
         self._do(operation, tokens, x.size)
         return y
 
@@ -97,8 +99,7 @@ class CompiledKernels(CheckedKernels):
             np.empty((count, tokens), np.float32),
             np.empty((count, tokens, 2), np.int16),
         )
-        quants, scales, sums = (address(array) for array in blocks)
-        operation = operations.quantize(address(x), quants, scales, sums, columns)
+        operation = operations.quantize(x, *blocks, columns)
         self._do(operation, tokens, x.size)
         return blocks
 
@@ -119,22 +120,26 @@ class CompiledKernels(CheckedKernels):
         residual: Float32 | None,
     ) -> Float32:
         y = np.empty((tokens, matrix.rows), np.float32)
-        quants, scales, sums = (address(array) for array in blocks or (None, None, None))
+        nothing = 0
         operation = operations.multiply(
-            matrix_operands(matrix), address(x), (quants, scales, sums),
-            address(residual), address(y), matrix.groups,
-        )  # fmt: skip
+            matrix_operands(matrix),
+            nothing if x is None else x,
+            blocks or (nothing, nothing, nothing),
+            nothing if residual is None else residual,
+            y,
+            matrix.groups,
+        )
         self._do(operation, tokens, matrix.buffer.size * tokens, TOKENS_TILE * _VECTOR)
         return y
 
     def _rope(self, x: Float32, table: Float32) -> None:
         tokens, heads, width = x.shape
-        self._do(operations.rope(address(x), address(table), heads, width), tokens, x.size)
+        self._do(operations.rope(x, table, heads, width), tokens, x.size)
 
     def _silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         tokens, width = gate.shape
         y = np.empty_like(gate)
-        operation = operations.silu_multiply(address(gate), address(up), address(y), width)
+        operation = operations.silu_multiply(gate, up, y, width)
         self._do(operation, tokens, 8 * y.size)
         return y
 
@@ -143,10 +148,8 @@ class CompiledKernels(CheckedKernels):
         for numbers in (keys, values):
             if not (np.abs(numbers) < HALF_ROUNDS_TO_INFINITY).all():
                 raise NonFinite(operations.REFUSALS[operations.STORE])
-        arrays = address(cache.keys), address(cache.values)
-        operation = operations.store(
-            address(keys), address(values), arrays, kv_heads, width, cache.capacity
-        )
+        arrays = cache.keys, cache.values
+        operation = operations.store(keys, values, arrays, kv_heads, width, cache.capacity)
         self._do(operation, tokens, keys.size, position=position)
 
     def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
@@ -154,15 +157,12 @@ class CompiledKernels(CheckedKernels):
         if width < _VECTOR:
             return ReferenceKernels()._attention(queries, cache, position)
         rounded, y = np.empty_like(queries), np.empty_like(queries)
-        self._do(
-            operations.round_queries(address(queries), address(rounded), heads, width),
-            tokens,
-            queries.size,
-        )
+        rounding = operations.round_queries(queries, rounded, heads, width)
+        self._do(rounding, tokens, queries.size)
+        arrays = cache.keys, cache.values
         operation = operations.attend(
-            address(rounded), (address(cache.keys), address(cache.values)), address(y),
-            heads, cache.kv_heads, width, cache.capacity,
-        )  # fmt: skip
+            rounded, arrays, y, heads, cache.kv_heads, width, cache.capacity
+        )
         scratch = ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS)
         self._do(operation, tokens, queries.size * (position + tokens), scratch, position)
         return y

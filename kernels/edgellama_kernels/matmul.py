@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
 BLOCK_BYTES = 256  # a block of Q8_0 of eight rows, without scales
+SCALES_BYTES = 16  # the scales of either
 
 
 @inlined
@@ -61,6 +62,7 @@ def decode_nibbles(
             at = block * NIBBLES_BYTES
             prefetch(quants, at + PREFETCH_BYTES)
             prefetch(quants, at + PREFETCH_BYTES + 64)
+            prefetch(scales, (block + PREFETCH_BYTES // NIBBLES_BYTES) * SCALES_BYTES)
             b = block - group * blocks
             weights = load_nibbles(quants, at)
             dots = dot_nibbles(weights, x, b * 32, offsets_of_nibbles(sums, b))
@@ -82,6 +84,7 @@ def decode_bytes(
             at = block * BLOCK_BYTES
             for line in range(0, BLOCK_BYTES, 64):
                 prefetch(quants, at + PREFETCH_BYTES + line)
+            prefetch(scales, (block + PREFETCH_BYTES // BLOCK_BYTES) * SCALES_BYTES)
             b = block - group * blocks
             dots = dot_bytes(load_block(quants, at), x, b * 32)
             scale = load_half_x8(scales, block * 8) * broadcast_f32(x_scales, b)

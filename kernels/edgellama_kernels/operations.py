@@ -1,7 +1,7 @@
 """Operations on addresses: what the verbs become, one by one or as a program of many.
 
 An operation is a row of numbers in a table that compiled code runs (``program``). Where an
-address belongs, a recording puts something that will have one when the program is placed.
+address belongs stands an array, or what a recording will place later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from edgellama_kernels.reference import ONE
 
-Operand = Any  # an address, a size, a number's bits, or what a recording places later
+Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
 EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK = range(1, 11)
 

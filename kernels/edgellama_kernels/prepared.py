@@ -1,7 +1,8 @@
-"""Programs: recorded operations, placed, and run in one call for each thread."""
+"""Programs: recorded operations, placed in memory, and run in one call for each thread."""
 
 from __future__ import annotations
 
+import operator
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, TeamStalled, address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -58,8 +59,8 @@ class Program:
                 else:
                     self._rows[row, column] = operand
         self._layers = 1 + max(operand.layer for _, _, operand in self._cached)
-        self._bound: Callable[[], NDArray[Any] | None] = lambda: None
-        self._pace = Pace(team.threads)
+        self._bound: tuple[weakref.ref[NDArray[Any]], ...] = ()
+        self._pace = Pace(team.threads) if team.adapts else None
         self._renew_memory()
 
     @property
@@ -81,56 +82,70 @@ class Program:
         self._bind(caches)
         if not 0 <= position <= position + tokens <= caches[0].capacity:
             raise ValueError(f"the caches do not hold {position + tokens} positions")
-        scratch = max(ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS), LANES * TOKENS_TILE)
+        arrays = *hidden, turns
         try:
-            status = self._attempt((*hidden, turns), caches, tokens, position, scratch)
-        except TeamStalled:  # a late thread may still write to the old memory
+            status = self._attempt(arrays, caches, tokens, position)
+        except TeamStalled:  # a late thread may still use the old table and memory
             self._renew_memory()
-            status = self._attempt((*hidden, turns), caches, tokens, position, scratch)
+            status = self._attempt(arrays, caches, tokens, position)
         if status:
             raise NonFinite(operations.REFUSALS[status])
-        halves, exponents = (self._array(x, tokens) for x in self._arena.result)
-        return HiddenRows(halves.view(np.uint16).copy(), exponents[:, 0].copy())
+        *_, halves, exponents = self._views(tokens)
+        return HiddenRows(halves.copy(), exponents.copy())
 
     def _attempt(
         self,
-        given: Sequence[NDArray[Any]],
+        arrays: Sequence[NDArray[Any]],
         caches: Sequence[CacheLayer],
         tokens: int,
         position: int,
-        scratch: int,
     ) -> int:
-        for storage, array in zip(self._arena.given, given, strict=True):
-            room = self._array(storage, tokens)
-            if array.nbytes != room.nbytes:
+        for view, array in zip(self._views(tokens), arrays, strict=False):
+            if array.shape != view.shape or array.dtype != view.dtype:
                 raise ValueError("the input of a program does not fit")
-            room[:] = np.ascontiguousarray(array).view(np.uint8).reshape(room.shape)
-        table = Table(self._rows, (self._memory, caches))
+            view[:] = array
+        scratch = max(ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS), LANES * TOKENS_TILE)
+        team, pace, memory = self._team, self._pace, (self._memory, caches)
         if tokens > 1:  # parts are long, so taking them one by one costs nothing
-            return self._team.run(table, tokens, position, scratch, self._team.threads, True)
-        threads = self._pace.next_threads()
+            return team.run(self._table, memory, tokens, position, scratch, team.threads, True)
+        threads = team.threads if pace is None else pace.next_threads()
         started_s = time.perf_counter()
-        claims = not self._team.equal_cores
-        status = self._team.run(table, tokens, position, scratch, threads, claims)
-        self._pace.learn(threads, time.perf_counter() - started_s)
+        claims = not team.equal_cores
+        status = team.run(self._table, memory, tokens, position, scratch, threads, claims)
+        if pace is not None:
+            pace.learn(threads, time.perf_counter() - started_s)
         return status
 
-    def _array(self, storage: Storage, tokens: int) -> NDArray[Any]:
-        """Return an array's bytes, uint8 [tokens, bytes of a token]."""
-        start = self._arena.offsets[storage]
-        size = storage.token_bytes
-        return self._memory[start : start + tokens * size].reshape(tokens, size)
+    def _views(self, tokens: int) -> tuple[NDArray[Any], ...]:
+        """Return the input's arrays, halves, exponents and turns, then the output's first two."""
+        if tokens not in self._views_by_tokens:
+            self._views_by_tokens[tokens] = tuple(
+                self._view(storage, tokens) for storage in (*self._arena.given, *self._arena.result)
+            )
+        return self._views_by_tokens[tokens]
+
+    def _view(self, storage: Storage, tokens: int) -> NDArray[Any]:
+        start, size = self._arena.offsets[storage], storage.token_bytes
+        data = self._memory[start : start + tokens * size]
+        if storage is self._arena.given[2]:
+            return data.view(np.float32).reshape(tokens, 2, -1)
+        return data if size == 1 else data.view(np.uint16).reshape(tokens, -1)
 
     def _renew_memory(self) -> None:
+        """Take new memory for everything that a run writes to, and a new table over it."""
+        self._views_by_tokens: dict[int, tuple[NDArray[Any], ...]] = {}
+        self._rows = self._rows.copy()
         room = np.zeros(self._arena.size_bytes + ALIGNMENT_BYTES, np.uint8)
         self._memory = room[-address(room) % ALIGNMENT_BYTES :]
         start = address(self._memory)
         for row, column, offset in self._placed:
             self._rows[row, column] = start + offset
+        self._table = Table(self._rows)
 
     def _bind(self, caches: Sequence[CacheLayer]) -> None:
         """Let the operations work on these caches."""
-        if caches and self._bound() is caches[0].keys:
+        bound = [reference() for reference in self._bound]
+        if len(caches) == len(bound) and all(map(operator.is_, bound, (x.keys for x in caches))):
             return
         shapes = {(x.kv_heads, x.head_width, x.capacity) for x in caches}
         fitting = {shape[:2] for shape in shapes} == {self._cache_shape} and len(shapes) == 1
@@ -139,4 +154,5 @@ class Program:
         for row, column, (layer, field) in self._cached:
             value = getattr(caches[layer], field)
             self._rows[row, column] = value if isinstance(value, int) else address(value)
-        self._bound = weakref.ref(caches[0].keys)  # a closed session's memory must go
+        # Weakly: a closed session's memory must go.
+        self._bound = tuple(weakref.ref(cache.keys) for cache in caches)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edgellama_kernels import program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Times that a waiting thread lets others run before it gives up: a minute or more, as a part of
 # an operation can take seconds on a slow device that is busy with something else.
@@ -24,11 +27,13 @@ class TeamStalled(RuntimeError):  # noqa: N818 - a fact, not a fault
     """A thread of the team did not come back; the caller's thread goes on alone."""
 
 
-class Table(NamedTuple):
-    """Operations to run: int64 [operations, program.COLUMNS], and what their addresses lie in."""
+class Table:
+    """Operations to run: int64 [operations, program.COLUMNS]."""
 
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    memory: object
+    __slots__ = ("address", "rows")
+
+    def __init__(self, rows: NDArray[np.int64]) -> None:
+        self.rows, self.address = rows, address(rows)
 
 
 class _Task(NamedTuple):
@@ -60,13 +65,21 @@ class _Worker:
 
 
 class Team:
-    """Runs tables on up to ``threads`` threads, which may be on cores of unlike speed."""
+    """Runs tables on up to ``threads`` threads, which may be on cores of unlike speed.
 
-    def __init__(self, threads: int, equal_cores: bool = True) -> None:
-        self.equal_cores = equal_cores
+    ``adapts`` is whether a caller may choose fewer of them where that is faster.
+    """
+
+    def __init__(self, threads: int, equal_cores: bool = True, adapts: bool = True) -> None:
+        self.equal_cores, self.adapts = equal_cores, adapts
         self._workers = [_Worker(number) for number in range(1, threads)]
+        self._renew()
+
+    def _renew(self) -> None:
+        """Take new memory for meeting and, when it is known how much, for scratch."""
         self._sync = np.zeros(program.SYNC_NUMBERS, np.int64)
-        self._scratch = np.empty((threads, 0), np.float32)
+        self._sync_address = address(self._sync)
+        self._scratch, self._scratch_step, self._scratch_address = np.empty(0, np.float32), 0, 0
 
     @property
     def threads(self) -> int:
@@ -74,31 +87,50 @@ class Team:
         return len(self._workers) + 1
 
     def run(
-        self, table: Table, tokens: int, position: int, scratch: int, threads: int, claims: bool
+        self,
+        table: Table,
+        memory: object,
+        tokens: int,
+        position: int,
+        scratch: int,
+        threads: int,
+        claims: bool,
     ) -> int:
         """Run all operations; return 0, or the code of one that refused a number.
 
-        ``scratch``: float32 that each thread needs for itself. ``claims``: whether threads take
-        small parts of the work until none is left, instead of equal parts. Raises TeamStalled.
+        ``memory`` is what their addresses lie in, kept until the last thread is done; ``scratch``
+        the float32 that each thread needs for itself; ``claims`` whether threads take small parts
+        of the work until none is left, instead of equal parts. Raises TeamStalled.
         """
         workers = self._workers[: threads - 1]
         threads = len(workers) + 1
-        if self._scratch.shape[1] < scratch:
-            self._scratch = np.empty((len(self._scratch), scratch), np.float32)
+        self._reserve(scratch)
         counters = np.zeros(len(table.rows), np.int64) if claims and threads > 1 else None
-        memory = (table, counters, self._sync, self._scratch)
-        own, step = address(self._scratch), self._scratch.strides[0]
-        common = (address(table.rows), len(table.rows), tokens, position)
-        shared = (threads, address(self._sync), address(counters), PATIENCE)
-        calls = [(*common, thread, *shared, own + step * thread) for thread in range(threads)]
-        for worker, call in zip(workers, calls[1:], strict=True):
-            worker.begin(_Task(call, memory))
+        claimed = 0 if counters is None else address(counters)
+        shared = (threads, self._sync_address, claimed, PATIENCE)
+        calls = [
+            (table.address, len(table.rows), tokens, position, thread, *shared, own)
+            for thread, own in enumerate(self._scratch_addresses(threads))
+        ]
+        if workers:
+            kept = (table, memory, counters, self._sync, self._scratch)
+            for worker, call in zip(workers, calls[1:], strict=True):
+                worker.begin(_Task(call, kept))
         status = int(program.run(*calls[0]))
         if status == program.STALLED:
             self._release()
-            self._sync, self._scratch = np.zeros_like(self._sync), np.empty((1, 0), np.float32)
+            self._renew()
             raise TeamStalled("a compute thread did not come back; going on with one")
         return status
+
+    def _reserve(self, scratch: int) -> None:
+        """Have at least ``scratch`` float32 for each thread."""
+        if self._scratch_step < 4 * scratch:
+            self._scratch = np.empty(scratch * self.threads, np.float32)
+            self._scratch_step, self._scratch_address = 4 * scratch, address(self._scratch)
+
+    def _scratch_addresses(self, threads: int) -> list[int]:
+        return [self._scratch_address + self._scratch_step * thread for thread in range(threads)]
 
     def close(self) -> None:
         """End the threads; the team then works on in the caller's thread alone."""
@@ -113,6 +145,6 @@ class Team:
         return workers
 
 
-def address(array: np.ndarray[Any, Any] | None) -> int:
-    """Return where an array's numbers lie, 0 for none."""
-    return 0 if array is None else int(array.__array_interface__["data"][0])
+def address(array: NDArray[Any]) -> int:
+    """Return where an array's numbers lie."""
+    return int(array.__array_interface__["data"][0])

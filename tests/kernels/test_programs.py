@@ -105,7 +105,7 @@ def some_turns(tokens: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", [WeightKind.F32, WeightKind.Q8_0, WeightKind.Q4_0])
 def test_a_program_gives_the_bits_of_the_verbs(reference, kind, threads, equal_cores) -> None:
     layers = [some_layer(kind, seed) for seed in (10, 20, 30)]
-    kernels = load("numba", threads, equal_cores)
+    kernels = load("numba", threads, equal_cores=equal_cores)
     prepared = recorded(kernels, layers)
     ours, theirs = caches_for(layers), caches_for(layers)
     position = 0
@@ -164,6 +164,7 @@ def test_what_does_not_fit_is_refused(compiled) -> None:
     hidden, turns = some_hidden(compiled, 2), some_turns(2)
     other = tuple(allocate_cache_layer(KV_HEADS, HEAD_WIDTH, 64) for _ in layers)
     wide = tuple(allocate_cache_layer(KV_HEADS, 32, CAPACITY) for _ in layers)
+    prepared.run(hidden, turns, caches, 0)
     for wrong in (caches[:1], (caches[0], other[1]), wide, ()):
         with pytest.raises(ValueError, match="caches"):
             prepared.run(hidden, turns, wrong, 0)
@@ -202,7 +203,7 @@ def test_heads_narrower_than_a_vector_are_not_recorded(compiled) -> None:
 # ---- threads that die or come late
 
 
-def norms(count: int) -> tuple[Table, np.ndarray]:
+def norms(count: int) -> tuple[Table, list[np.ndarray]]:
     """A table of ``count`` norms, each of the one before: threads must meet before each."""
     arrays = [random_rows(1, 64, 32), *(np.zeros((64, 32), np.float32) for _ in range(count))]
     weight = np.ones(32, np.float32)
@@ -212,19 +213,20 @@ def norms(count: int) -> tuple[Table, np.ndarray]:
         operation = operations.norm(*addresses, 32, 1e-5)
         rows[number, : program.OPERANDS] = operation.code, 1, 0, 1
         rows[number, program.OPERANDS :][: len(operation.operands)] = operation.operands
-    return Table(rows, (arrays, weight)), arrays[-1]
+    return Table(rows), [weight, *arrays]
 
 
 @pytest.mark.parametrize("claims", [False, True])
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_meet_before_each_operation(threads, claims) -> None:
     crew = Team(threads)
-    table, last = norms(300)
-    assert crew.run(table, 64, 0, 0, 1, False) == 0
+    table, memory = norms(300)
+    last = memory[-1]
+    assert crew.run(table, memory, 64, 0, 0, 1, False) == 0
     expected = last.copy()
     for _ in range(5):
         last[:] = 0
-        assert crew.run(table, 64, 0, 0, threads, claims) == 0
+        assert crew.run(table, memory, 64, 0, 0, threads, claims) == 0
         assert_same_bits(last, expected)
     crew.close()
 
@@ -258,17 +260,18 @@ class Late(Dead):
 def test_a_thread_that_does_not_come_hangs_nobody(monkeypatch, absent) -> None:
     monkeypatch.setattr(team, "PATIENCE", SHORT_PATIENCE)
     crew = Team(3)
-    table, last = norms(20)
-    assert crew.run(table, 64, 0, 0, 3, False) == 0
+    table, memory = norms(20)
+    last = memory[-1]
+    assert crew.run(table, memory, 64, 0, 0, 3, False) == 0
     expected = last.copy()
     lost = crew._workers[1] = absent()
     with pytest.raises(TeamStalled):
-        crew.run(table, 64, 0, 0, 3, False)
+        crew.run(table, memory, 64, 0, 0, 3, False)
     assert crew.threads == 1
     if absent is Late:
         lost.thread.join(30)
         assert not lost.thread.is_alive()
-    assert crew.run(table, 64, 0, 0, 3, False) == 0
+    assert crew.run(table, memory, 64, 0, 0, 3, False) == 0
     assert_same_bits(last, expected)
     crew.close()
 
@@ -291,5 +294,5 @@ def test_a_closed_team_works_on_alone() -> None:
     threads = [worker.thread for worker in crew._workers]
     crew.close()
     assert not any(thread.is_alive() for thread in threads)
-    table, _ = norms(3)
-    assert crew.run(table, 64, 0, 0, 3, True) == 0
+    table, memory = norms(3)
+    assert crew.run(table, memory, 64, 0, 0, 3, True) == 0

@@ -1,0 +1,88 @@
+"""``edgellama bench``: how fast a model runs on this device, and what bounds it."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from edgellama.cli.options import as_json, backend, model_file, note
+
+if TYPE_CHECKING:
+    from edgellama.node.benchmark import BenchRow
+
+THREADS_MAX: Final = 64
+
+
+class Counts(click.ParamType[tuple[int, ...]]):
+    """Numbers of threads as people write them: ``1,2``."""
+
+    name = "counts"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers in the order given, each once."""
+        if isinstance(value, tuple):
+            return value
+        counts = {int(text): None for text in value.split(",") if text.strip().isdecimal()}
+        if len(counts) != len(value.split(",")) or not all(0 < n <= THREADS_MAX for n in counts):
+            self.fail(f"{value!r} is no list of numbers from 1 to {THREADS_MAX}", param, ctx)
+        return tuple(counts)
+
+
+@click.command(name="bench", short_help="Measure how fast a model runs here.")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--threads",
+    type=Counts(),
+    metavar="N,N,...",
+    help="Measure on so many threads, each in turn. Default: one, and all fast cores.",
+)
+@click.option(
+    "--stages",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Cut the layers into so many stages, one after the other in this process. Default: 1.",
+)
+@backend
+@as_json
+def command(
+    model: str, threads: tuple[int, ...] | None, stages: int, backend: str, as_json: bool
+) -> None:
+    """Print the speed of the GGUF file MODEL on this device: prompts and answers.
+
+    pp128 and pp512 read a prompt, tg64 writes an answer, as in llama.cpp's llama-bench. Writing
+    reads every weight once a token, so its speed is compared with how fast the same number of
+    threads can read the same memory, measured in between. Medians of five.
+    """
+    from edgellama.cli.progress import progress_bar
+    from edgellama.net.facts import threads_default
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.benchmark import benchmark, chosen_backend
+    from edgellama.node.scoring import measured_model
+
+    path = model_file(model)
+    counts = threads or tuple({1: None, threads_default(): None})
+    chosen = chosen_backend(backend)
+    with (
+        measured_model(path, None, 1, chosen, StatePaths.locate(), note) as measured,
+        progress_bar("tests") as progress,
+    ):
+        rows = list(benchmark(measured.loaded, chosen, counts, stages, progress=progress))
+    if as_json:
+        results = [
+            {key: value for key, value in asdict(row).items() if value is not None} for row in rows
+        ]
+        report = {"model": path.name, "backend": chosen, "stages": stages, "results": results}
+        click.echo(json_module.dumps(report))
+        return
+    _show(path.name, rows)
+
+
+def _show(title: str, rows: list[BenchRow]) -> None:
+    from edgellama.cli.tables import bench_table, show
+
+    show(bench_table(title, rows))

@@ -1,0 +1,80 @@
+"""The speed of memory: how many bytes a second plain loops can read with some threads.
+
+It is what decoding is measured against, as each token reads every weight once.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from edgellama_kernels.jit import kernel
+from edgellama_kernels.lowering import I32, I32_X8, I32x8, loader
+from edgellama_kernels.team import address
+from edgellama_kernels.vec import PREFETCH_BYTES, prefetch, sum_i32, zeros_i32x8
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+load_i32x8 = loader(I32x8, I32, I32_X8)
+
+AHEAD_BYTES = (0, PREFETCH_BYTES)  # what is prefetched: on some machines nothing is faster
+TRIES = 3
+STEP_NUMBERS = 64  # eight vectors at a time: more loads in flight than any core can have
+
+
+@kernel
+def read_memory(start: int, numbers: int, ahead: int) -> int:
+    """Add up int32, so that the loads cannot be left out; prefetch ``ahead`` bytes unless 0."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zeros_i32x8()
+    for i in range(0, numbers - STEP_NUMBERS + 1, STEP_NUMBERS):
+        if ahead != 0:
+            for line in range(0, STEP_NUMBERS * 4, 64):
+                prefetch(start, i * 4 + line + ahead)
+        s0, s1 = s0 + load_i32x8(start, i), s1 + load_i32x8(start, i + 8)
+        s2, s3 = s2 + load_i32x8(start, i + 16), s3 + load_i32x8(start, i + 24)
+        s4, s5 = s4 + load_i32x8(start, i + 32), s5 + load_i32x8(start, i + 40)
+        s6, s7 = s6 + load_i32x8(start, i + 48), s7 + load_i32x8(start, i + 56)
+    return int(sum_i32(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))))
+
+
+class MemoryReader:
+    """Reads buffers again and again on ``threads`` threads, each its equal part of each."""
+
+    def __init__(self, buffers: Sequence[NDArray[Any]], threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+        self._buffers, self._threads = list(buffers), threads
+        read_memory(0, 0, 0)  # compiled, or loaded, before anything is timed
+        speeds = {ahead: max(self._pass(ahead) for _ in range(TRIES)) for ahead in AHEAD_BYTES}
+        self._ahead = max(speeds, key=lambda ahead: speeds[ahead])
+
+    def bytes_per_second(self) -> float:
+        """Read everything once, in the way that was fastest at first; return the speed."""
+        return self._pass(self._ahead)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _pass(self, ahead: int) -> float:
+        started_s = time.perf_counter()
+        others = [
+            self._pool.submit(self._read_part, thread, ahead)
+            for thread in range(1, self._threads)
+            if self._pool is not None
+        ]
+        self._read_part(0, ahead)
+        for other in others:
+            other.result()
+        seconds = time.perf_counter() - started_s
+        return sum(buffer.nbytes for buffer in self._buffers) / seconds
+
+    def _read_part(self, thread: int, ahead: int) -> None:
+        for buffer in self._buffers:
+            numbers = buffer.nbytes // 4
+            first, past = (numbers * (thread + n) // self._threads for n in (0, 1))
+            read_memory(address(buffer) + 4 * first, past - first, ahead)
