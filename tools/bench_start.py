@@ -56,7 +56,7 @@ def seconds_to_ready(model: Path, home: Path) -> float:
 def wait_for_kernels(home: Path) -> float:
     """Return how long it takes until the kernels are compiled in the background."""
     started = time.monotonic()
-    while not list(home.glob("cache/kernels/*/compiled")):
+    while not list(home.glob("cache/kernels/*/compiled-*")):
         if time.monotonic() - started > COMPILE_WAIT_S:
             raise SystemExit("the kernels were not compiled in time")
         time.sleep(0.2)
