@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from edgellama.values import NODE_ID_DIGITS
-from edgellama.wire.schema import Hexadecimal, Many, Shape, Text, Unsigned
+from edgellama.wire.schema import Hexadecimal, Kind, Many, Text, Unsigned
 
 if TYPE_CHECKING:
     from edgellama.values import NodeId
@@ -62,10 +62,10 @@ KeyMessage = InviteQuery | InviteReply | Forget | Forgotten | NewKey
 _U16, _U64, _NODE = Unsigned(16), Unsigned(64), Hexadecimal(NODE_ID_DIGITS)
 
 # By the numbers that are written on the wire; see ``messages``.
-KEY_MESSAGES: Final[dict[int, tuple[type[Any], tuple[Shape, ...]]]] = {
-    20: (InviteQuery, (_U64,)),
-    21: (InviteReply, (_U64, Text(64), Text(64), _U16, _U16)),
-    22: (Forget, (_U64, _NODE)),
-    23: (Forgotten, (_U64, Many(_NODE, TOLD_MAX))),
-    24: (NewKey, (Hexadecimal(MESH_KEY_DIGITS), _NODE)),
+KEY_MESSAGES: Final[dict[int, Kind]] = {
+    20: Kind(InviteQuery, (_U64,)),
+    21: Kind(InviteReply, (_U64, Text(64), Text(64), _U16, _U16)),
+    22: Kind(Forget, (_U64, _NODE)),
+    23: Kind(Forgotten, (_U64, Many(_NODE, TOLD_MAX))),
+    24: Kind(NewKey, (Hexadecimal(MESH_KEY_DIGITS), _NODE)),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgellama.errors import WireError
 
@@ -190,3 +190,11 @@ class Choice:
         if type(packed) is not int or not 0 <= packed < len(self._choices):
             raise WireError(f"expected one of {', '.join(self._choices)}")
         return self._choices[packed]
+
+
+class Kind(NamedTuple):
+    """A message's class, the shapes of its header's fields, and its raw field, if any."""
+
+    build: type[Any]
+    header: tuple[Shape, ...]  # of the fields in their order
+    body: str = ""  # the last field, where it travels raw behind the header

@@ -1,0 +1,135 @@
+"""A request and its answer, between whoever asks, the gateway and home."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from edgellama.errors import EdgellamaError
+from edgellama.values import NODE_ID_DIGITS, LinkCounters, Route, SamplingSettings
+from edgellama.wire.membership_messages import MEMBERS_MAX, REASON, SPAN
+from edgellama.wire.schema import (
+    Choice,
+    Flag,
+    Hexadecimal,
+    Kind,
+    Many,
+    Real,
+    Record,
+    Text,
+    Unsigned,
+)
+from edgellama.wire.step_messages import COUNTERS
+
+TOKENS_MAX: Final = 1 << 17
+PROMPT_BYTES_MAX: Final = 4 << 20
+SYSTEM_CHARACTERS_MAX: Final = 1 << 16
+TEXT_CHARACTERS_MAX: Final = 1 << 16
+FINISH_REASONS: Final = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt to be continued; ``tokens`` are those of the answer that are known already.
+
+    Unless ``raw``, home puts ``system`` and ``prompt`` into the model's chat template, if it has
+    one. ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
+    another home that takes over on another day must make the same prompt of it.
+    """
+
+    request: int
+    sampling: SamplingSettings
+    tokens_max: int
+    ignore_end: bool
+    raw: bool
+    tokens: tuple[int, ...]
+    system: str
+    today: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The tokens of an answer from ``index`` on, and the text that they complete."""
+
+    request: int
+    index: int
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer of ``tokens_count`` tokens is complete; ``text`` is what was held back of it.
+
+    Times are in microseconds, the counters are those of all nodes of the ring.
+    """
+
+    request: int
+    reason: str
+    tokens_count: int
+    text: str
+    prompt_tokens: tuple[int, ...]
+    prompt_us: int
+    predicted_us: int
+    route: tuple[Route, ...]
+    counters: LinkCounters
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The request failed: a line for a person and the exit code of the command."""
+
+    request: int
+    exit_code: int
+    text: str
+
+    def error(self) -> EdgellamaError:
+        """Return the error that the failure stands for, with its exit code."""
+        error = EdgellamaError(self.text)
+        error.exit_code = self.exit_code
+        return error
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What the asker is waiting for, for a person."""
+
+    request: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Whoever asked does not want the answer any more."""
+
+    request: int
+
+
+AskingMessage = Ask | Piece | Finished | Failure | Notice | Cancel
+
+_U8, _U32, _U64 = (Unsigned(bits) for bits in (8, 32, 64))
+_TOKENS = Many(_U32, TOKENS_MAX)
+_SAMPLING = Record(
+    SamplingSettings,
+    *(Real(0.0, 1000.0), _U32, Real(0.0, 1.0), Real(0.0, 1.0), Real(0.01, 100.0), _U32, _U64),
+)
+_TEXT = Text(TEXT_CHARACTERS_MAX)
+_ROUTE = Many(Record(Route, Hexadecimal(NODE_ID_DIGITS), Text(64), SPAN), MEMBERS_MAX)
+
+# By the numbers that are written on the wire; see ``messages``.
+ASKING_MESSAGES: Final[dict[int, Kind]] = {
+    12: Kind(
+        Ask,
+        (_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
+        "prompt",
+    ),
+    13: Kind(Piece, (_U64, _U32, _TOKENS, _TEXT)),
+    14: Kind(
+        Finished,
+        (_U64, Choice(*FINISH_REASONS), _U32, _TEXT, _TOKENS, _U64, _U64, _ROUTE, COUNTERS),
+    ),
+    15: Kind(Failure, (_U64, _U8, REASON)),
+    16: Kind(Notice, (_U64, REASON)),
+    17: Kind(Cancel, (_U64,)),
+}

@@ -1,0 +1,71 @@
+"""How the mesh stands, for a person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from edgellama.values import NODE_ID_DIGITS, LinkCounters, ModelFacts, NodeId, Span
+from edgellama.wire.membership_messages import (
+    MEMBER,
+    MEMBERS_MAX,
+    MODEL,
+    REASON,
+    SPAN,
+    MemberRecord,
+)
+from edgellama.wire.schema import Flag, Hexadecimal, Kind, Many, Record, Unsigned
+from edgellama.wire.step_messages import COUNTERS
+
+
+@dataclass(frozen=True)
+class StatusQuery:
+    """Tell me how the mesh stands."""
+
+    request: int
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    """A member as the answering node sees it."""
+
+    record: MemberRecord
+    span: Span
+    home: bool
+    counters: LinkCounters
+
+
+@dataclass(frozen=True)
+class StatusReply:
+    """How the mesh stands, as the answering node sees it.
+
+    ``model`` is empty when no device offers one; ``trouble`` says why the mesh is not ready.
+    """
+
+    request: int
+    node: NodeId
+    ready: bool
+    epoch: int
+    model: tuple[ModelFacts, ...]
+    context: int
+    members: tuple[MemberStatus, ...]
+    trouble: str
+    open_mesh: bool
+
+
+StatusMessage = StatusQuery | StatusReply
+
+_U32, _U64 = Unsigned(32), Unsigned(64)
+
+# By the numbers that are written on the wire; see ``messages``.
+STATUS_MESSAGES: Final[dict[int, Kind]] = {
+    18: Kind(StatusQuery, (_U64,)),
+    19: Kind(
+        StatusReply,
+        (
+            *(_U64, Hexadecimal(NODE_ID_DIGITS), Flag(), _U64, Many(MODEL, 1), _U32),
+            Many(Record(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS), MEMBERS_MAX),
+            *(REASON, Flag()),
+        ),
+    ),
+}
