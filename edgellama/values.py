@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 NodeId = str
 """32 lower-case hexadecimal digits (128 bits), made once for a device and kept on its disk."""
@@ -117,6 +117,18 @@ class SamplingSettings:
     repeat_penalty: float = 1.0
     repeat_window: int = 64  # how many of the last tokens the penalty looks at
     seed: int = 0
+
+
+SYSTEM: Final = "system"
+USER: Final = "user"
+ASSISTANT: Final = "assistant"
+
+
+class Turn(NamedTuple):
+    """What one side of a conversation has said; ``role`` is SYSTEM, USER or ASSISTANT."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def ask_of(prompt: str = "ab", tokens_max: int = 4, **changes: object) -> Ask:
         "tokens": (),
         "system": "",
         "today": 0,
+        "history": (),
         "prompt": prompt,
     }
     return Ask(**(values | changes))  # type: ignore[arg-type]

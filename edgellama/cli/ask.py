@@ -103,7 +103,7 @@ def command(
     _check_system(system, raw=raw)
     ask = Ask(
         *(secrets.randbits(64), sampling, max_tokens, ignore_eos, raw, ()),
-        *(system, _today(), _text(prompt)),
+        *(system, _today(), (), _text(prompt)),
     )
     local = LocalSettings(threads, backend, context)
     _show(_answer(ask, model, peers, key_choice(key, code), local), as_json=as_json)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
     from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
     from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
-    from edgellama.wire.messages import Message
+    from edgellama.wire.messages import Ask, Message
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,10 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Turn a prompt into tokens; the result is a tuple of token ids. See ``Ask``."""
+    """Turn what is asked into tokens; the result is a tuple of token ids."""
 
     session: int
-    prompt: str
-    raw: bool
-    system: str
-    today: int
+    ask: Ask
 
 
 @dataclass(frozen=True)

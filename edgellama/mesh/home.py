@@ -286,8 +286,7 @@ class Home:
         return None
 
     def _tokenize(self, session: _Session) -> None:
-        ask = session.ask
-        self._outbox.put(Run(TokenizeJob(session.id, ask.prompt, ask.raw, ask.system, ask.today)))
+        self._outbox.put(Run(TokenizeJob(session.id, session.ask)))
 
     def _begin_again(self, session: _Session) -> None:
         """Under a new epoch no stage knows the session: its known tokens go round once more."""

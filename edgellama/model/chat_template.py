@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
@@ -17,21 +17,11 @@ if TYPE_CHECKING:
 
     from edgellama.model.gguf import GgufFile
     from edgellama.model.tokenizer import Tokenizer
+    from edgellama.values import Turn
 
 TEMPLATE_CHARACTERS_MAX: Final = 1 << 17  # that of Qwen 3 has 4,200
 _KEY: Final = "tokenizer.chat_template"
 _REASON_CHARACTERS_MAX: Final = 200
-
-SYSTEM: Final = "system"
-USER: Final = "user"
-ASSISTANT: Final = "assistant"
-
-
-class ChatMessage(NamedTuple):
-    """What one side says; ``role`` is one of the constants above."""
-
-    role: str
-    content: str
 
 
 class ChatTemplate:
@@ -59,7 +49,7 @@ class ChatTemplate:
         )
         return cls(text, gguf.path_name, bos, eos)
 
-    def render(self, messages: Sequence[ChatMessage], today: int) -> str:
+    def render(self, messages: Sequence[Turn], today: int) -> str:
         """Return the prompt that asks for the assistant's next message.
 
         ``today``: the asker's date as Python's proleptic ordinal, for templates that print it.
@@ -91,9 +81,7 @@ class ChatTemplate:
             # Whatever its expressions do wrong: a type, an index, a recursion without end.
             raise self._unusable(f"{type(error).__name__}: {_line(error)}") from None
 
-    def tokens(
-        self, tokenizer: Tokenizer, messages: Sequence[ChatMessage], today: int
-    ) -> list[int]:
+    def tokens(self, tokenizer: Tokenizer, messages: Sequence[Turn], today: int) -> list[int]:
         """Return the tokens of the prompt; see `render`."""
         return tokenizer.encode_prompt(self.render(messages, today))
 
@@ -101,12 +89,6 @@ class ChatTemplate:
         return file_unsupported(
             self._name, f"the chat template cannot be used ({reason}); --raw asks without it"
         )
-
-
-def conversation(system: str, user: str) -> list[ChatMessage]:
-    """Return the messages of one question; an empty ``system`` is left out."""
-    messages = [ChatMessage(SYSTEM, system)] if system else []
-    return [*messages, ChatMessage(USER, user)]
 
 
 def _line(error: Exception) -> str:

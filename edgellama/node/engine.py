@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, TokenizeJob
+from edgellama.model.conversation import continued, conversation
 from edgellama.model.head import Head
 from edgellama.model.sampling import sample
 from edgellama.model.stage import Stage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgellama.model.tokenizer import Tokenizer
     from edgellama.model.weights import HomeWeights, LayerWeights
     from edgellama.values import Plan, Span
+    from edgellama.wire.messages import Ask
 
 
 @dataclass(frozen=True)
@@ -108,25 +110,22 @@ class Engine:
                 logits = self._head(job.epoch).logits(job.hidden)[-1]
                 return sample(logits, job.sampling, job.position, job.recent)
             case TokenizeJob():
-                return tuple(self._prompt_tokens(job))
+                return tuple(self._prompt_tokens(job.ask))
             case CloseJob():
                 stage = self._stages.get(job.epoch)
                 if stage is not None and job.session in stage.sessions():
                     stage.close(job.session)
                 return None
 
-    def _prompt_tokens(self, job: TokenizeJob) -> list[int]:
+    def _prompt_tokens(self, ask: Ask) -> list[int]:
         if self._tokenizer is None:
             raise EdgellamaError("this device is not home any more; ask again")
-        if self._template is not None and not job.raw:
-            # Only where it is used: not every device has to load a template engine.
-            from edgellama.model.chat_template import conversation
-
-            messages = conversation(job.system, job.prompt)
-            return self._template.tokens(self._tokenizer, messages, job.today)
-        if job.system:
+        if self._template is not None and not ask.raw:
+            messages = conversation(ask.system, ask.history, ask.prompt)
+            return self._template.tokens(self._tokenizer, messages, ask.today)
+        if ask.system:
             raise MisuseError("--system needs a model with a chat template")
-        return self._tokenizer.encode(job.prompt)
+        return self._tokenizer.encode(continued(ask.history, ask.prompt))
 
     def _run_stage(self, job: StageJob) -> HiddenRows:
         hidden = job.hidden if job.hidden is not None else self._head(job.epoch).embed(job.tokens)

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgellama.errors import EdgellamaError
-from edgellama.values import NODE_ID_DIGITS, LinkCounters, Route, SamplingSettings
+from edgellama.errors import EdgellamaError, WireError
+from edgellama.values import (
+    ASSISTANT,
+    NODE_ID_DIGITS,
+    USER,
+    LinkCounters,
+    Route,
+    SamplingSettings,
+    Turn,
+)
 from edgellama.wire.membership_messages import MEMBERS_MAX, REASON, SPAN
 from edgellama.wire.schema import (
     Choice,
@@ -24,6 +32,8 @@ from edgellama.wire.step_messages import COUNTERS
 TOKENS_MAX: Final = 1 << 17
 PROMPT_BYTES_MAX: Final = 4 << 20
 SYSTEM_CHARACTERS_MAX: Final = 1 << 16
+TURNS_MAX: Final = 1 << 10
+HISTORY_CHARACTERS_MAX: Final = 1 << 20  # of all turns together
 TEXT_CHARACTERS_MAX: Final = 1 << 16
 FINISH_REASONS: Final = ("stop", "length")
 
@@ -32,8 +42,9 @@ FINISH_REASONS: Final = ("stop", "length")
 class Ask:
     """A prompt to be continued; ``tokens`` are those of the answer that are known already.
 
-    Unless ``raw``, home puts ``system`` and ``prompt`` into the model's chat template, if it has
-    one. ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
+    ``history`` is what was said before. Unless ``raw``, home puts ``system``, ``history`` and
+    ``prompt`` into the model's chat template, if it has one; else each is a line of one text.
+    ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
     another home that takes over on another day must make the same prompt of it.
     """
 
@@ -45,6 +56,7 @@ class Ask:
     tokens: tuple[int, ...]
     system: str
     today: int
+    history: tuple[Turn, ...]
     prompt: str
 
 
@@ -115,13 +127,17 @@ _SAMPLING = Record(
     *(Real(0.0, 1000.0), _U32, Real(0.0, 1.0), Real(0.0, 1.0), Real(0.01, 100.0), _U32, _U64),
 )
 _TEXT = Text(TEXT_CHARACTERS_MAX)
+_TURN = Record(Turn, Choice(USER, ASSISTANT), Text(HISTORY_CHARACTERS_MAX))
 _ROUTE = Many(Record(Route, Hexadecimal(NODE_ID_DIGITS), Text(64), SPAN), MEMBERS_MAX)
 
 # By the numbers that are written on the wire; see ``messages``.
 ASKING_MESSAGES: Final[dict[int, Kind]] = {
     12: Kind(
         Ask,
-        (_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
+        (
+            *(_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
+            Many(_TURN, TURNS_MAX),
+        ),
         "prompt",
     ),
     13: Kind(Piece, (_U64, _U32, _TOKENS, _TEXT)),
@@ -133,3 +149,10 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
     16: Kind(Notice, (_U64, REASON)),
     17: Kind(Cancel, (_U64,)),
 }
+
+
+def check_ask(ask: Ask) -> None:
+    """Refuse a conversation that is too long as a whole: WireError says how long."""
+    characters = sum(len(turn.content) for turn in ask.history)
+    if characters > HISTORY_CHARACTERS_MAX:
+        raise WireError(f"a history of {characters} characters")

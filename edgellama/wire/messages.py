@@ -17,10 +17,11 @@ from edgellama.wire.activations import PAYLOAD_BYTES_MAX
 from edgellama.wire.asking_messages import (
     ASKING_MESSAGES,
     FINISH_REASONS,
+    HISTORY_CHARACTERS_MAX,
     PROMPT_BYTES_MAX,
     SYSTEM_CHARACTERS_MAX,
-    TEXT_CHARACTERS_MAX,
     TOKENS_MAX,
+    TURNS_MAX,
     Ask,
     AskingMessage,
     Cancel,
@@ -28,6 +29,7 @@ from edgellama.wire.asking_messages import (
     Finished,
     Notice,
     Piece,
+    check_ask,
 )
 from edgellama.wire.key_messages import (
     KEY_MESSAGES,
@@ -82,6 +84,7 @@ __all__ = [
     "DEAD",
     "EPOCH_PAST",
     "FINISH_REASONS",
+    "HISTORY_CHARACTERS_MAX",
     "LAYERS_MAX",
     "LEFT",
     "MEMBERS_MAX",
@@ -92,6 +95,7 @@ __all__ = [
     "ROOT_DIGITS",
     "SYSTEM_CHARACTERS_MAX",
     "TOKENS_MAX",
+    "TURNS_MAX",
     "VERSION_PAST",
     "Ask",
     "Cancel",
@@ -168,6 +172,8 @@ def decode(data: bytes) -> Message:
     message: Message = kind.build(*values)
     if isinstance(message, Step):
         check_step(message)
+    elif isinstance(message, Ask):
+        check_ask(message)
     elif isinstance(message, PlanAnnouncement):
         check_announcement(message)
     return message
@@ -179,7 +185,7 @@ def _unpacked(header: memoryview) -> list[Any]:
             header,
             raw=False,
             strict_map_key=True,
-            max_str_len=TEXT_CHARACTERS_MAX * 4,
+            max_str_len=HISTORY_CHARACTERS_MAX * 4,
             max_bin_len=ROOT_DIGITS,
             # Room is made for as many as are promised, before they are there.
             max_array_len=min(TOKENS_MAX, len(header)),

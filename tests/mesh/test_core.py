@@ -78,9 +78,7 @@ def test_a_guest_asks_and_cancels() -> None:
     desk.plan()
     desk.welcome_guest()
     effects = desk.hear(GUEST, ask_of())
-    assert [each.job for each in of_kind(effects, Run)] == [
-        TokenizeJob(1, "ab", raw=True, system="", today=0)
-    ]
+    assert [each.job for each in of_kind(effects, Run)] == [TokenizeJob(1, ask_of())]
     assert desk.core.home.sessions_open == 1
     desk.hear(GUEST, wire.Cancel(7))
     assert desk.core.home.sessions_open == 0

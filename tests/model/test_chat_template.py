@@ -16,18 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellama.errors import EdgellamaError, MisuseError, UnsupportedModelError
-from edgellama.model.chat_template import ChatMessage, ChatTemplate, conversation
+from edgellama.model.chat_template import ChatTemplate
+from edgellama.model.conversation import conversation
+from edgellama.values import Turn
 
 FOLDER = Path(__file__).with_name("chat_templates")
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 TODAY = date(2026, 3, 7).toordinal()
 
-QUESTION = conversation("", "Who are you?")
-WITH_SYSTEM = conversation("Be brief.", " Who are you?\n")
+QUESTION = conversation("", (), "Who are you?")
+WITH_SYSTEM = conversation("Be brief.", (), " Who are you?\n")
 TALK = [
-    *conversation("Be brief.", "Hi"),
-    ChatMessage("assistant", "<think>\nWell.\n</think>\n\nHello!"),
-    ChatMessage("user", "Bye"),
+    *conversation("Be brief.", (), "Hi"),
+    Turn("assistant", "<think>\nWell.\n</think>\n\nHello!"),
+    Turn("user", "Bye"),
 ]
 
 
@@ -35,7 +37,7 @@ def template(text: str, bos: str = "<s>", eos: str = "</s>") -> ChatTemplate:
     return ChatTemplate(text, "x.gguf", bos, eos)
 
 
-def rendered(text: str, messages: list[ChatMessage] = QUESTION) -> str:
+def rendered(text: str, messages: list[Turn] = QUESTION) -> str:
     return template(text).render(messages, TODAY)
 
 
@@ -98,7 +100,7 @@ def test_a_published_template_writes_what_its_model_expects(name: str) -> None:
             assert rendered(TEXTS[name], messages) == expected
 
 
-def plain_jinja(text: str, messages: list[ChatMessage]) -> str:
+def plain_jinja(text: str, messages: list[Turn]) -> str:
     """Render as the transformers library does, without any bounds."""
 
     def raise_exception(message: str) -> NoReturn:
@@ -132,8 +134,8 @@ ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 
 @pytest.mark.parametrize("name", TEXTS)
 @settings(deadline=None, max_examples=40)
-@given(messages=st.lists(st.builds(ChatMessage, ROLES, CONTENT), min_size=1, max_size=6))
-def test_templates_write_what_plain_jinja_writes(name: str, messages: list[ChatMessage]) -> None:
+@given(messages=st.lists(st.builds(Turn, ROLES, CONTENT), min_size=1, max_size=6))
+def test_templates_write_what_plain_jinja_writes(name: str, messages: list[Turn]) -> None:
     expected = refusal = ""
     try:
         expected = plain_jinja(TEXTS[name], messages)
@@ -276,7 +278,7 @@ def test_the_message_says_what_there_was_too_much_of() -> None:
     with pytest.raises(UnsupportedModelError, match="it makes too large a value"):
         rendered(ENDLESS["a product"])
     with pytest.raises(UnsupportedModelError, match="it prints too much"):
-        rendered(ENDLESS["much printed"], conversation("", "x" * 1000))
+        rendered(ENDLESS["much printed"], conversation("", (), "x" * 1000))
 
 
 MISTAKES = {
@@ -345,16 +347,14 @@ def test_a_template_cannot_reach_what_counts_its_steps() -> None:
 
 
 def test_long_conversations_are_no_endless_ones() -> None:
-    talk = [
-        ChatMessage("user" if n % 2 == 0 else "assistant", f"word {n} " * 50) for n in range(999)
-    ]
+    talk = [Turn("user" if n % 2 == 0 else "assistant", f"word {n} " * 50) for n in range(999)]
     for name, text in TEXTS.items():
         if name != "mistral":
             assert rendered(text, talk) == plain_jinja(text, talk)
 
 
 def test_a_long_question_is_no_large_value() -> None:
-    question = conversation("", "word " * 400_000)
+    question = conversation("", (), "word " * 400_000)
     for text in TEXTS.values():
         assert rendered(text, question) == plain_jinja(text, question)
 

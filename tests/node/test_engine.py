@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from mesh_building import A, B
+from mesh_building import A, B, ask_of
 from model_running import Ring
 
 from edgellama.errors import EdgellamaError, MisuseError
@@ -14,7 +14,7 @@ from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, 
 from edgellama.model.hidden import take_rows
 from edgellama.model.tokenizer import Tokenizer
 from edgellama.node.engine import Engine, LoadedSpan
-from edgellama.values import Plan, SamplingSettings, Span, StagePlacement
+from edgellama.values import Plan, SamplingSettings, Span, StagePlacement, Turn
 
 if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows, Kernels
@@ -30,7 +30,7 @@ PLAN = Plan(
     2,
     tuple(StagePlacement(*each) for each in zip((A, B), SPANS, strict=True)),
 )
-TOKENIZE = TokenizeJob(1, "once", raw=True, system="", today=0)
+TOKENIZE = TokenizeJob(1, ask_of("once"))
 
 
 def loaded(packed: PackedModel, plan: Plan, stage: int) -> LoadedSpan:
@@ -165,8 +165,16 @@ def test_a_prompt_is_tokenized_at_home_alone(engines: list[Engine], packed: Pack
     assert "not home" in refused(engines[1].run(TOKENIZE))
 
 
+def test_without_a_template_each_turn_is_a_line(engines: list[Engine], packed: PackedModel) -> None:
+    history = (Turn("user", "once"), Turn("assistant", "upon"))
+    expected = tuple(Tokenizer.from_gguf(packed.gguf).encode("once\nupon\na time"))
+    for raw in (False, True):
+        ask = ask_of("a time", raw=raw, history=history)
+        assert engines[0].run(TokenizeJob(1, ask)) == expected
+
+
 def test_a_system_text_needs_a_template(engines: list[Engine]) -> None:
-    result = engines[0].run(replace(TOKENIZE, raw=False, system="Be brief."))
+    result = engines[0].run(TokenizeJob(1, ask_of("once", raw=False, system="Be brief.")))
     assert isinstance(result, MisuseError)
     assert "chat template" in refused(result)
 
