@@ -20,6 +20,7 @@ from edgellama.values import (
     SamplingSettings,
     Span,
     StagePlacement,
+    Turn,
 )
 from edgellama.wire import key_messages as keys
 from edgellama.wire import messages as wire
@@ -85,6 +86,7 @@ sampling = st.builds(
     u64,
 )
 routes = st.lists(st.builds(Route, nodes, texts(64), spans), max_size=3).map(tuple)
+turns = st.builds(Turn, st.sampled_from(["user", "assistant"]), texts(50))
 
 
 @st.composite
@@ -139,15 +141,8 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.SessionClosed: st.builds(wire.SessionClosed, u64, u64, counters),
     wire.Ask: st.builds(
         wire.Ask,
-        u64,
-        sampling,
-        u32,
-        st.booleans(),
-        st.booleans(),
-        tokens,
-        texts(50),
-        u32,
-        texts(50),
+        *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
+        *(st.lists(turns, max_size=3).map(tuple), texts(50)),
     ),
     wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100)),
     wire.Finished: st.builds(
