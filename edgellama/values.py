@@ -58,6 +58,28 @@ class ModelFacts:
         return len(self.layer_bytes)
 
 
+class DeviceSpeed(NamedTuple):
+    """How long a device computes for one token of an answer, as it has measured itself.
+
+    A layer takes ``layer_ns``, and ``kib_ns`` more for each KiB of its packed weights; at home
+    embedding, head and sampling take ``head_kib_ns`` for each KiB of the model's ``home_bytes``.
+    """
+
+    layer_ns: int
+    kib_ns: int
+    head_kib_ns: int
+
+
+class LinkFacts(NamedTuple):
+    """What ``node`` has measured of its link to ``peer``."""
+
+    node: NodeId
+    peer: NodeId
+    round_trip_us: int
+    bytes_per_s: int = 0  # 0: it has never carried so much at once that this could be seen
+    loss_permille: int = 0  # of the packets that ``node`` has sent
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
     """What the planner knows of one device."""
@@ -65,6 +87,7 @@ class DeviceFacts:
     node: NodeId
     name: str
     ram_bytes: int  # offered to the model: weights, KV cache and scratch
+    speed: DeviceSpeed | None = None  # None: not measured yet
 
 
 @dataclass(frozen=True)
@@ -101,6 +124,10 @@ class Plan:
             if placement.node == node:
                 return index
         return None
+
+
+RAM, CHAT, BATCH = SPLITS = ("ram", "chat", "batch")
+"""What a mesh splits its layers by: memory alone, the least time of a token, the most tokens."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from edgellama.errors import WireError
-from edgellama.values import NODE_ID_DIGITS, ModelFacts, NodeId, Plan, Span, StagePlacement
+from edgellama.values import (
+    NODE_ID_DIGITS,
+    SPLITS,
+    ModelFacts,
+    NodeId,
+    Plan,
+    Span,
+    StagePlacement,
+)
 from edgellama.wire.activations import WIDTH_MAX
 from edgellama.wire.schema import (
     Choice,
@@ -40,7 +48,8 @@ class MemberRecord(NamedTuple):
     """What a member says of itself, under a version that only it raises.
 
     ``model_root`` names the model whose file the member offers, or is empty.
-    ``context`` is the context it asks for, 0 when it leaves that to others.
+    ``context`` is the context it asks for, 0 when it leaves that to others; ``split`` what the
+    layers shall be split by, or empty.
     """
 
     node: NodeId
@@ -58,6 +67,7 @@ class MemberRecord(NamedTuple):
     model_root: str
     reads_lz4: bool
     release: str
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ MEMBER: Final = Record(
     *(_NODE, _U64, Whole(0, VERSION_PAST - 1), Choice(*MEMBER_STATES), Text(64), Host()),
     *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
+    Choice("", *SPLITS),
 )
 MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),

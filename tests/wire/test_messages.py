@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgellama.errors import EXIT_NO_MESH, WireError
 from edgellama.values import (
+    SPLITS,
     LinkCounters,
     ModelFacts,
     Plan,
@@ -62,6 +63,7 @@ members = st.builds(
     model_root=st.one_of(st.just(""), roots),
     reads_lz4=st.booleans(),
     release=texts(32),
+    split=st.sampled_from(("", *SPLITS)),
 )
 models = st.builds(
     ModelFacts,
