@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.model.head import Head
 from edgellama.model.hidden import take_rows
@@ -41,7 +41,7 @@ class PackedModel:
     """A whole model packed into memory."""
 
     gguf: GgufFile
-    config: LlamaConfig
+    config: ModelConfig
     layers: tuple[LayerWeights, ...]
     home: HomeWeights
 
@@ -49,7 +49,7 @@ class PackedModel:
 def packed_model(path: Path) -> PackedModel:
     """Read and pack every layer and home."""
     file = GgufFile.open(path)
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     layers = []
     for layer in range(config.layers):
         buffer = np.zeros(layer_bytes(file, config, layer), np.uint8)

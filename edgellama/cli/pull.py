@@ -33,11 +33,11 @@ def command(reference: str) -> None:
 def _warn_if_unusable(path: str) -> None:
     """Say at once, and not at the first question, when this edgellama cannot run a model."""
     from edgellama.errors import EdgellamaError
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.gguf import GgufFile
 
     try:
         with GgufFile.open(path) as gguf:
-            LlamaConfig.from_gguf(gguf)
+            ModelConfig.from_gguf(gguf)
     except EdgellamaError as error:
         note(f"pulled, but this edgellama cannot run it: {error}")

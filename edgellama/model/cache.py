@@ -10,7 +10,7 @@ from edgellama_kernels import allocate_cache_layer
 if TYPE_CHECKING:
     from edgellama_kernels import CacheLayer
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
 
 
 @dataclass
@@ -25,7 +25,7 @@ class SessionCache:
     length: int = 0
 
     @classmethod
-    def allocate(cls, config: LlamaConfig, layers: int, context: int) -> SessionCache:
+    def allocate(cls, config: ModelConfig, layers: int, context: int) -> SessionCache:
         """Reserve zeros for ``context`` positions; the system commits pages as they are written."""
         return cls(
             tuple(
@@ -35,6 +35,6 @@ class SessionCache:
         )
 
 
-def cache_bytes_per_token(config: LlamaConfig) -> int:
+def cache_bytes_per_token(config: ModelConfig) -> int:
     """Return the bytes of one layer's keys and values, fp16, for one position."""
     return 2 * config.kv_heads * config.head_width * 2

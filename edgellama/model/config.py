@@ -36,7 +36,7 @@ _IGNORED_SUFFIX = "attn_rot_embd.weight"
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class ModelConfig:
     """Dimensions and constants of one model; all counts are at least 1.
 
     ``feed_forward`` is the inner width of the SiLU-gated unit. RoPE turns the first
@@ -60,7 +60,7 @@ class LlamaConfig:
     tied_output: bool
 
     @classmethod
-    def from_gguf(cls, gguf: GgufFile) -> LlamaConfig:
+    def from_gguf(cls, gguf: GgufFile) -> ModelConfig:
         """Read and check the configuration of a file of architecture ``llama``.
 
         ``rope_freqs.weight``, where present, is the one tensor whose bytes are read.
@@ -258,7 +258,7 @@ def _rope_factors(gguf: GgufFile, pairs: int) -> tuple[float, ...]:
     return factors
 
 
-def _check_tensors(gguf: GgufFile, config: LlamaConfig) -> None:
+def _check_tensors(gguf: GgufFile, config: ModelConfig) -> None:
     expected = {home_tensor(name): shape for name, shape in config.home_shapes().items()}
     for layer in range(config.layers):
         for name, shape in config.layer_shapes().items():

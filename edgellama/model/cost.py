@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgellama.model.cache import cache_bytes_per_token
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.stage import CHUNK_TOKENS_MAX
 from edgellama.model.weights import home_bytes, layer_bytes
 from edgellama.values import ModelFacts
@@ -30,9 +30,9 @@ def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
     """Return the planner's facts of a model file.
 
     ``root``: the hexadecimal root hash of the file's manifest. ``name``: what to call the model
-    when the file does not say. Raises as ``LlamaConfig.from_gguf`` does.
+    when the file does not say. Raises as ``ModelConfig.from_gguf`` does.
     """
-    config = LlamaConfig.from_gguf(gguf)
+    config = ModelConfig.from_gguf(gguf)
     return ModelFacts(
         root=root,
         name=_stated_name(gguf) or name,
@@ -46,7 +46,7 @@ def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
     )
 
 
-def scratch_bytes(config: LlamaConfig) -> int:
+def scratch_bytes(config: ModelConfig) -> int:
     """Return what a stage, home included, needs besides weights and cache at its largest step.
 
     That is one layer over CHUNK_TOKENS_MAX tokens, or one draw of a token at home.

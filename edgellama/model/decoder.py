@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from edgellama_kernels import CacheLayer, HiddenRows, Verbs
     from numpy.typing import NDArray
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.weights import LayerWeights
 
 
 def decode_layer(
     kernels: Verbs,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: LayerWeights,
     cache: CacheLayer,
     hidden: HiddenRows,

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows, Kernels
     from numpy.typing import NDArray
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.weights import HomeWeights
 
 
 class Head:
     """Embedding and output head over home's weights, used by the compute thread alone."""
 
-    def __init__(self, kernels: Kernels, config: LlamaConfig, weights: HomeWeights) -> None:
+    def __init__(self, kernels: Kernels, config: ModelConfig, weights: HomeWeights) -> None:
         self._kernels = kernels
         self._config = config
         self._weights = weights

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
 
 DECIMAL_DIGITS = 60
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
@@ -46,7 +46,7 @@ _RADIANS_PER_UNIT = 6.283185307179586 * 2.0**-53  # one unit is a turn / 2^53
 class RopeTable:
     """Cosines and sines of any position, computed in chunks, of which the latest are kept."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         # Pairs beyond rope_dimensions do not turn: cosine 1, sine 0.
         self._turns = np.zeros(config.head_width // 2, np.uint64)
         self._turns[: config.rope_dimensions // 2] = turns_per_position(

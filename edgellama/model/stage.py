@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgellama_kernels import HiddenRows, Kernels, Program
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.weights import LayerWeights
     from edgellama.values import Span
 
@@ -35,7 +35,7 @@ class Stage:
     def __init__(
         self,
         kernels: Kernels,
-        config: LlamaConfig,
+        config: ModelConfig,
         span: Span,
         layers: Sequence[LayerWeights],
         context: int,

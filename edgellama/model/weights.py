@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.gguf import GgufFile
     from edgellama.values import Span
 
@@ -51,7 +51,7 @@ class LayerWeights:
 
     @classmethod
     def over(
-        cls, gguf: GgufFile, config: LlamaConfig, layer: int, buffer: NDArray[np.uint8]
+        cls, gguf: GgufFile, config: ModelConfig, layer: int, buffer: NDArray[np.uint8]
     ) -> LayerWeights:
         """Return views into a buffer that ``pack_layer`` filled, without a copy.
 
@@ -84,7 +84,7 @@ class HomeWeights:
     output: PackedMatrix  # vocabulary x width
 
     @classmethod
-    def over(cls, gguf: GgufFile, config: LlamaConfig, buffer: NDArray[np.uint8]) -> HomeWeights:
+    def over(cls, gguf: GgufFile, config: ModelConfig, buffer: NDArray[np.uint8]) -> HomeWeights:
         """Return views into a buffer that ``pack_home`` filled, without a copy.
 
         Of ``gguf`` the header alone is read. ``buffer``: uint8 [home_bytes(...)], may be
@@ -100,17 +100,17 @@ class HomeWeights:
         )
 
 
-def layer_bytes(gguf: GgufFile, config: LlamaConfig, layer: int) -> int:
+def layer_bytes(gguf: GgufFile, config: ModelConfig, layer: int) -> int:
     """Return the size in bytes of a layer's buffer; of ``gguf`` the header alone is read."""
     return _total_bytes(_layer_sections(gguf, config, layer))
 
 
-def home_bytes(gguf: GgufFile, config: LlamaConfig) -> int:
+def home_bytes(gguf: GgufFile, config: ModelConfig) -> int:
     """Return the size in bytes of home's buffer; of ``gguf`` the header alone is read."""
     return _total_bytes(_home_sections(gguf, config))
 
 
-def pack_layer(gguf: GgufFile, config: LlamaConfig, layer: int, buffer: NDArray[np.uint8]) -> None:
+def pack_layer(gguf: GgufFile, config: ModelConfig, layer: int, buffer: NDArray[np.uint8]) -> None:
     """Fill ``buffer``, uint8 [layer_bytes(...)], from the layer's tensors.
 
     Every byte is written, so equal files give equal buffers. Raises ModelFileError where a norm
@@ -119,12 +119,12 @@ def pack_layer(gguf: GgufFile, config: LlamaConfig, layer: int, buffer: NDArray[
     _pack(gguf, config, _layer_sections(gguf, config, layer), buffer)
 
 
-def pack_home(gguf: GgufFile, config: LlamaConfig, buffer: NDArray[np.uint8]) -> None:
+def pack_home(gguf: GgufFile, config: ModelConfig, buffer: NDArray[np.uint8]) -> None:
     """Fill ``buffer``, uint8 [home_bytes(...)], as ``pack_layer`` does."""
     _pack(gguf, config, _home_sections(gguf, config), buffer)
 
 
-def needed_tensors(gguf: GgufFile, config: LlamaConfig, span: Span, home: bool) -> list[str]:
+def needed_tensors(gguf: GgufFile, config: ModelConfig, span: Span, home: bool) -> list[str]:
     """Return the names of the tensors that a node with this span reads, in file order.
 
     The RoPE factors, where the file has them, are needed by every node.
@@ -152,12 +152,12 @@ class _Section(NamedTuple):
     rotated: bool
 
 
-def _layer_sections(gguf: GgufFile, config: LlamaConfig, layer: int) -> dict[str, _Section]:
+def _layer_sections(gguf: GgufFile, config: ModelConfig, layer: int) -> dict[str, _Section]:
     tensors = {name: layer_tensor(layer, name) for name in config.layer_shapes()}
     return _sections(gguf, config.layer_shapes(), tensors)
 
 
-def _home_sections(gguf: GgufFile, config: LlamaConfig) -> dict[str, _Section]:
+def _home_sections(gguf: GgufFile, config: ModelConfig) -> dict[str, _Section]:
     tensors = {name: home_tensor(name) for name in config.home_shapes()}
     return _sections(gguf, config.home_shapes(), tensors)
 
@@ -208,7 +208,7 @@ def _norm(section: _Section, buffer: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _pack(
     gguf: GgufFile,
-    config: LlamaConfig,
+    config: ModelConfig,
     sections: Mapping[str, _Section],
     buffer: NDArray[np.uint8],
 ) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.gguf import GgufFile
     from edgellama.net.manifest import Progress
     from edgellama.net.store import Store
@@ -45,7 +45,7 @@ def fetch_header(
 def fetch_span(
     stored: StoredModel,
     gguf: GgufFile,
-    config: LlamaConfig,
+    config: ModelConfig,
     span: Span,
     home: bool,
     sources: Sequence[Address],

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.gguf import GgufFile
     from edgellama.net.manifest import Progress
     from edgellama.values import Span
@@ -58,7 +58,7 @@ class PackedCache:
     def layer_buffers(
         self,
         gguf: GgufFile,
-        config: LlamaConfig,
+        config: ModelConfig,
         root: str,
         span: Span,
         progress: Progress | None = None,
@@ -82,7 +82,7 @@ class PackedCache:
         return buffers
 
     def home_buffer(
-        self, gguf: GgufFile, config: LlamaConfig, root: str, progress: Progress | None = None
+        self, gguf: GgufFile, config: ModelConfig, root: str, progress: Progress | None = None
     ) -> NDArray[np.uint8]:
         """Return home's weights, uint8 [home_bytes], as ``layer_buffers`` does a layer's."""
         size = home_bytes(gguf, config)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows, Kernels
 
     from edgellama.model.chat_template import ChatTemplate
-    from edgellama.model.config import LlamaConfig
+    from edgellama.model.config import ModelConfig
     from edgellama.model.tokenizer import Tokenizer
     from edgellama.model.weights import HomeWeights, LayerWeights
     from edgellama.values import Plan, Span
@@ -30,7 +30,7 @@ class LoadedSpan:
 
     plan: Plan
     span: Span
-    config: LlamaConfig
+    config: ModelConfig
     layers: tuple[LayerWeights, ...]
     home: HomeWeights | None
     tokenizer: Tokenizer | None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edgellama.errors import ModelFileError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.cost import model_facts
 from edgellama.model.tokenizer import Tokenizer
 from edgellama.model.weights import HomeWeights, LayerWeights
@@ -80,7 +80,7 @@ class SpanLoader:
         cancelled = cancelled or threading.Event()
         root = plan.model_root
         with self._open(root, span, at_home, sources, cancelled) as gguf:
-            config = LlamaConfig.from_gguf(gguf)
+            config = ModelConfig.from_gguf(gguf)
             buffers = self._packed.layer_buffers(
                 gguf, config, root, span, self._told("packing layers")
             )
@@ -111,7 +111,7 @@ class SpanLoader:
         stored = fetch_header(self._store, root, addresses, key, told, cancelled)
         gguf = stored.open_gguf()
         try:
-            config = LlamaConfig.from_gguf(gguf)
+            config = ModelConfig.from_gguf(gguf)
             told = self._told("fetching layers")
             fetch_span(stored, gguf, config, span, at_home, addresses, key, told, cancelled)
         except BaseException:
@@ -133,7 +133,7 @@ def _some(sources: Sources, cancelled: threading.Event) -> Sequence[Address]:
     return ()  # what is on the disk may suffice; where it does not, the fetch says so
 
 
-def _tokenizer(gguf: GgufFile, config: LlamaConfig) -> Tokenizer:
+def _tokenizer(gguf: GgufFile, config: ModelConfig) -> Tokenizer:
     """Return the tokenizer; ModelFileError where it and the embedding count different tokens."""
     tokenizer = Tokenizer.from_gguf(gguf)
     if tokenizer.size != config.vocabulary:

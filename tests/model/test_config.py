@@ -1,4 +1,4 @@
-"""LlamaConfig: what a file says, and every way in which it can be wrong."""
+"""ModelConfig: what a file says, and every way in which it can be wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model_running import SmallShape, llama_keys, llama_tensors, write_llama
 
 from edgellama.errors import EdgellamaError, ModelFileError, UnsupportedModelError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ Tensors = dict[str, "NDArray[Any]"]
 
 def config_of(
     folder: Path, keys: Keys, tensors: Tensors, architecture: str = "llama"
-) -> LlamaConfig:
+) -> ModelConfig:
     path = write_llama(folder / "model.gguf", keys, tensors, architecture)
-    return LlamaConfig.from_gguf(GgufFile.parse(path.read_bytes(), "model.gguf"))
+    return ModelConfig.from_gguf(GgufFile.parse(path.read_bytes(), "model.gguf"))
 
 
 def test_everything_is_read(tmp_path: Path) -> None:
     config = config_of(tmp_path, llama_keys(SHAPE), llama_tensors(SHAPE))
-    assert config == LlamaConfig(
+    assert config == ModelConfig(
         layers=1,
         width=48,
         heads=6,
@@ -212,7 +212,7 @@ def test_any_keys_give_a_config_or_a_clear_error(
     file = GgufFile.open(path)
     message = f"{path}: "
     try:
-        LlamaConfig.from_gguf(file)
+        ModelConfig.from_gguf(file)
     except EdgellamaError as error:
         message = str(error)
     assert message.startswith(f"{path}: ")

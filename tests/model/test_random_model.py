@@ -11,7 +11,7 @@ import gguf_writing
 import numpy as np
 import pytest
 
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.model.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ KINDS = ["F32", "F16", "Q8_0", "Q4_0"]
 def test_a_random_model_is_a_sound_llama(tmp_path: Path, shape: str, kind_name: str) -> None:
     path = gguf_writing.random_model(tmp_path / "random.gguf", shape, kind_name)
     file = GgufFile.open(path)
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     assert (config.layers, config.width, config.vocabulary) == (4, 64, 512)
     assert config.tied_output == (shape == "tiny-tied")
     assert Tokenizer.from_gguf(file).size == config.vocabulary
@@ -74,7 +74,7 @@ def test_the_command_takes_a_shape_and_changes_it(tmp_path: Path) -> None:
     tool = [sys.executable, gguf_writing.RANDOM_MODEL_TOOL]
     options = ["--shape", "tiny", "--layers", "2", "--vocabulary", "300", "--type", "Q8_0"]
     subprocess.run([*tool, path, *options], check=True, capture_output=True)
-    config = LlamaConfig.from_gguf(GgufFile.open(path))
+    config = ModelConfig.from_gguf(GgufFile.open(path))
     assert (config.layers, config.width, config.vocabulary) == (2, 64, 300)
     refused = subprocess.run(
         [*tool, path, "--heads", "7"], check=False, capture_output=True, text=True

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.rope import (
     CHUNK_POSITIONS,
     CHUNKS_MAX,
@@ -22,7 +22,7 @@ from edgellama.model.rope import (
     turns_per_position,
 )
 
-CONFIG = LlamaConfig(
+CONFIG = ModelConfig(
     layers=1,
     width=64,
     heads=1,
@@ -41,7 +41,7 @@ CONFIG = LlamaConfig(
 ERROR_MAX = 3.1e-8  # half a unit of float32 below 1, and the polynomial's own
 
 
-def expected(config: LlamaConfig, position: int, pair: int) -> tuple[float, float]:
+def expected(config: ModelConfig, position: int, pair: int) -> tuple[float, float]:
     """Cosine and sine from an angle brought below one turn with 50 digits, by another route."""
     with localcontext() as context:
         context.prec = 50

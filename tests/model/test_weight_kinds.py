@@ -15,7 +15,7 @@ from float64_llama import Float64Llama
 from model_running import Ring, SmallShape, llama_keys, llama_tensors, packed_model
 
 from edgellama.errors import ModelFileError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.cost import model_facts
 from edgellama.model.gguf import GgufFile
 from edgellama.model.weights import layer_bytes, pack_layer
@@ -147,7 +147,7 @@ def test_scales_that_are_not_finite_are_refused(
         pytest.skip("this type has no minimums")
     fields[field][:] = np.array([half], np.uint16).view(np.uint8)
     damaged = GgufFile.parse(data.tobytes(), "damaged.gguf")
-    config = LlamaConfig.from_gguf(damaged)
+    config = ModelConfig.from_gguf(damaged)
     buffer = np.zeros(layer_bytes(damaged, config, 0), np.uint8)
     with pytest.raises(ModelFileError, match=r"tensor blk\.0\.ffn_up\.weight is not finite"):
         pack_layer(damaged, config, 0, buffer)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model_running import SmallShape, llama_keys, llama_tensors, packed_model, write_llama
 
 from edgellama.errors import ModelFileError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.model.weights import (
     SLICE_BYTES_MAX,
@@ -99,7 +99,7 @@ def test_a_tied_head_is_held_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind_name", ["F32", "Q4_0"])
 def test_what_was_in_the_buffer_does_not_matter(tmp_path: Path, kind_name: str) -> None:
     file = GgufFile.open(small_file(tmp_path, kind_name))
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     for pack, size in (
         (lambda buffer: pack_layer(file, config, 1, buffer), layer_bytes(file, config, 1)),
         (lambda buffer: pack_home(file, config, buffer), home_bytes(file, config)),
@@ -113,7 +113,7 @@ def test_what_was_in_the_buffer_does_not_matter(tmp_path: Path, kind_name: str) 
 
 def test_views_over_a_read_only_map_share_its_memory(tmp_path: Path) -> None:
     file = GgufFile.open(small_file(tmp_path, "Q8_0"))
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     path = tmp_path / "layer-0"
     buffer = np.memmap(path, np.uint8, "w+", shape=(layer_bytes(file, config, 0),))
     pack_layer(file, config, 0, buffer)
@@ -133,7 +133,7 @@ def test_views_over_a_read_only_map_share_its_memory(tmp_path: Path) -> None:
 
 def test_a_buffer_of_another_size_is_refused(tmp_path: Path) -> None:
     file = GgufFile.open(small_file(tmp_path))
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     size = layer_bytes(file, config, 0)
     for wrong in (np.zeros(size - 64, np.uint8), np.zeros(size // 4, np.float32)):
         with pytest.raises(ModelFileError, match=f"where {size} belong"):
@@ -148,8 +148,8 @@ def test_sizes_and_views_need_the_header_alone(tmp_path: Path) -> None:
     header = GgufFile.parse_header(
         path.read_bytes()[: whole.data_offset], "header", path.stat().st_size
     )
-    config = LlamaConfig.from_gguf(header)
-    assert config == LlamaConfig.from_gguf(whole)
+    config = ModelConfig.from_gguf(header)
+    assert config == ModelConfig.from_gguf(whole)
     buffer = np.zeros(layer_bytes(header, config, 0), np.uint8)
     pack_layer(whole, config, 0, buffer)
     weights = LayerWeights.over(header, config, 0, buffer)
@@ -169,7 +169,7 @@ def test_infinite_weights_are_refused(tmp_path: Path, kind_name: str, name: str)
     data = bytearray(path.read_bytes())
     data[at : at + len(infinity)] = infinity
     damaged = GgufFile.parse(bytes(data), "damaged.gguf")
-    config = LlamaConfig.from_gguf(damaged)
+    config = ModelConfig.from_gguf(damaged)
     with pytest.raises(ModelFileError, match=f"damaged.gguf: tensor {name} is not finite"):
         pack_layer(damaged, config, 0, np.zeros(layer_bytes(damaged, config, 0), np.uint8))
 
@@ -178,7 +178,7 @@ def test_packing_takes_little_memory_besides_the_buffer(tmp_path: Path) -> None:
     shape = SmallShape(layers=1, width=512, heads=8, head_width=64, feed_forward=2048)
     path = write_llama(tmp_path / "big.gguf", llama_keys(shape), llama_tensors(shape))
     file = GgufFile.open(path)
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     buffer = np.zeros(layer_bytes(file, config, 0), np.uint8)
     assert buffer.nbytes > 10 * SLICE_BYTES_MAX
     tracemalloc.start()
@@ -203,7 +203,7 @@ def test_half_split_order_is_a_permutation_within_each_head(heads: int, half: in
 def test_needed_tensors(tmp_path: Path) -> None:
     tensors = llama_tensors(SHAPE) | {"rope_freqs.weight": np.ones(8, np.float32)}
     file = GgufFile.open(write_llama(tmp_path / "f.gguf", llama_keys(SHAPE), tensors))
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     every = needed_tensors(file, config, Span(0, 2), home=True)
     assert every == list(file.tensors)
     middle = needed_tensors(file, config, Span(1, 2), home=False)
@@ -215,7 +215,7 @@ def test_layout_is_the_kernels_own(tmp_path: Path) -> None:
     """Packed bytes are kept on disks and sent to peers: a change needs another LAYOUT_VERSION."""
     assert edgellama_kernels.LAYOUT_VERSION == 1
     file = GgufFile.open(small_file(tmp_path, "Q4_0"))
-    config = LlamaConfig.from_gguf(file)
+    config = ModelConfig.from_gguf(file)
     norms, query, key, output = 2 * 256, 3456, 1152, 3456
     gate, down = 176 * 2 * (16 + 2), 64 * 172 * 4
     assert layer_bytes(file, config, 0) == norms + query + 2 * key + output + 2 * gate + down

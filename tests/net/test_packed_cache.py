@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from model_running import SmallShape, llama_keys, llama_tensors, packed_model, write_llama
 
 from edgellama.errors import ModelFileError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.model.weights import home_bytes, layer_bytes, pack_home, pack_layer
 from edgellama.net import packed
@@ -49,8 +49,8 @@ def gguf(model: Path) -> Iterator[GgufFile]:
 
 
 @pytest.fixture
-def config(gguf: GgufFile) -> LlamaConfig:
-    return LlamaConfig.from_gguf(gguf)
+def config(gguf: GgufFile) -> ModelConfig:
+    return ModelConfig.from_gguf(gguf)
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "packed"
 
 
-def expected_layer(gguf: GgufFile, config: LlamaConfig, layer: int) -> NDArray[np.uint8]:
+def expected_layer(gguf: GgufFile, config: ModelConfig, layer: int) -> NDArray[np.uint8]:
     buffer = np.zeros(layer_bytes(gguf, config, layer), np.uint8)
     pack_layer(gguf, config, layer, buffer)
     return buffer
 
 
-def expected_home(gguf: GgufFile, config: LlamaConfig) -> NDArray[np.uint8]:
+def expected_home(gguf: GgufFile, config: ModelConfig) -> NDArray[np.uint8]:
     buffer = np.zeros(home_bytes(gguf, config), np.uint8)
     pack_home(gguf, config, buffer)
     return buffer
@@ -88,7 +88,7 @@ def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_span_is_packed_mapped_and_read_only(
-    folder: Path, gguf: GgufFile, config: LlamaConfig
+    folder: Path, gguf: GgufFile, config: ModelConfig
 ) -> None:
     cache = PackedCache(folder)
     shown: list[tuple[int, int]] = []
@@ -114,7 +114,7 @@ def test_a_span_is_packed_mapped_and_read_only(
 
 
 def test_the_next_start_packs_nothing(
-    folder: Path, gguf: GgufFile, config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
+    folder: Path, gguf: GgufFile, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = PackedCache(folder).layer_buffers(gguf, config, ROOT, ALL)
     home = PackedCache(folder).home_buffer(gguf, config, ROOT)
@@ -129,7 +129,7 @@ def test_the_next_start_packs_nothing(
 )
 @given(data=st.data())
 def test_a_torn_or_changed_file_is_never_used(
-    folder: Path, gguf: GgufFile, config: LlamaConfig, data: st.DataObject
+    folder: Path, gguf: GgufFile, config: ModelConfig, data: st.DataObject
 ) -> None:
     cache = PackedCache(folder)
     cache.layer_buffers(gguf, config, ROOT, Span(0, 1))
@@ -154,7 +154,7 @@ def test_a_torn_or_changed_file_is_never_used(
 
 
 def test_files_of_others_are_not_taken_for_ours(
-    folder: Path, gguf: GgufFile, config: LlamaConfig
+    folder: Path, gguf: GgufFile, config: ModelConfig
 ) -> None:
     cache = PackedCache(folder)
     cache.layer_buffers(gguf, config, ROOT, ALL)
@@ -168,7 +168,7 @@ def test_files_of_others_are_not_taken_for_ours(
 
 
 def test_without_a_disk_the_weights_stay_in_memory(
-    tmp_path: Path, gguf: GgufFile, config: LlamaConfig
+    tmp_path: Path, gguf: GgufFile, config: ModelConfig
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = PackedCache(tmp_path / "file" / "packed")
@@ -186,7 +186,7 @@ def test_without_a_disk_the_weights_stay_in_memory(
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(
-    folder: Path, gguf: GgufFile, config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
+    folder: Path, gguf: GgufFile, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = PackedCache(folder)
     cache.layer_buffers(gguf, config, ROOT, Span(0, 1))
@@ -209,7 +209,7 @@ def test_a_damaged_model_is_told_and_not_kept(tmp_path: Path, folder: Path) -> N
     tensors["blk.1.ffn_norm.weight"][3] = np.nan
     path = write_llama(tmp_path / "nan.gguf", llama_keys(SHAPE), tensors)  # type: ignore[arg-type]
     with GgufFile.open(path) as gguf:
-        config = LlamaConfig.from_gguf(gguf)
+        config = ModelConfig.from_gguf(gguf)
         with pytest.raises(ModelFileError, match=r"nan\.gguf: tensor blk\.1\.ffn_norm\.weight"):
             PackedCache(folder).layer_buffers(gguf, config, ROOT, ALL)
     assert [path.name for path in folder.rglob("*.*")] == ["layer-0000.bin"]
@@ -235,7 +235,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.net.packed import PackedCache
 from edgellama.values import Span
@@ -245,7 +245,7 @@ def resident(key):
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 gguf = GgufFile.open(sys.argv[1])
-config = LlamaConfig.from_gguf(gguf)
+config = ModelConfig.from_gguf(gguf)
 cache = PackedCache(Path(sys.argv[2]))
 before = resident("VmRSS:")
 span = Span(0, config.layers - 1)

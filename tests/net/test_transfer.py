@@ -13,7 +13,7 @@ import pytest
 from weights_serving import HOST, KEY, CountingSource, answering, served
 
 from edgellama.errors import TransferError
-from edgellama.model.config import LlamaConfig
+from edgellama.model.config import ModelConfig
 from edgellama.model.weights import needed_tensors
 from edgellama.net import transfer, transfer_client
 from edgellama.net.model_fetch import fetch_header, fetch_span
@@ -64,7 +64,7 @@ def test_only_the_asked_layers_are_sent(own: OwnModel, start: Callable[[], Store
         stored = fetch_header(start(), manifest.root, [address], KEY)
         assert sorted(source.read) == manifest.chunks_of_header()
         with stored.open_gguf() as gguf, own.open_gguf() as whole:
-            config = LlamaConfig.from_gguf(gguf)
+            config = ModelConfig.from_gguf(gguf)
             source.read.clear()
             fetch_span(stored, gguf, config, Span(1, 2), False, [address], KEY)
             names = [name for name in whole.tensors if name.startswith("blk.1.")]
