@@ -10,25 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import (
-    as_json,
-    backend,
-    code,
-    key,
-    key_choice,
-    model_file,
-    note,
-    peer_addresses,
-    peers,
-    threads,
-)
+from edgellama.cli.asker import open_asker
+from edgellama.cli.options import as_json, backend, code, key, key_choice, note, peers, threads
 from edgellama.cli.status import wire_object
-from edgellama.errors import MisuseError, NoMeshError
+from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
-    from edgellama.node.admission import KeyChoice
-    from edgellama.node.asking import Answer, LocalSettings
-    from edgellama.wire.messages import Ask, Finished
+    from collections.abc import Iterator
+
+    from edgellama.node.alone import AnswerMessage
+    from edgellama.wire.messages import Finished
 
 TOKENS_DEFAULT = 256
 
@@ -106,7 +97,8 @@ def command(
         *(system, _today(), (), _text(prompt)),
     )
     local = LocalSettings(threads, backend, context)
-    _show(_answer(ask, model, peers, key_choice(key, code), local), as_json=as_json)
+    with open_asker(model, peers, key_choice(key, code), local) as asker:
+        _show(asker.answer(ask), as_json=as_json)
 
 
 def _check_system(system: str, *, raw: bool) -> None:
@@ -139,32 +131,7 @@ def _text(prompt: str) -> str:
         raise MisuseError("the prompt is not UTF-8 text") from None
 
 
-def _answer(
-    ask: Ask, model: str | None, peers: tuple[str, ...], choice: KeyChoice, local: LocalSettings
-) -> Answer:
-    """Return the answer's messages, from the mesh or from this device alone."""
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
-    from edgellama.node.asking import answer_from_mesh, answer_on_this_device
-
-    paths = StatePaths.locate()
-    if model is not None:
-        return answer_on_this_device(ask, model_file(model), local, paths, note)
-    named = peer_addresses(peers)
-    access = access_to_ask(choice, paths, named)
-    try:
-        return answer_from_mesh(ask, (*access.friends, *named), access.key, paths)
-    except NoMeshError as error:
-        if peers or access.key:
-            raise
-        note(str(error))
-    from edgellama.demo import demo_model_path
-
-    note("the small demo model inside edgellama answers, on this device alone")
-    return answer_on_this_device(ask, demo_model_path(), local, paths, note)
-
-
-def _show(messages: Answer, *, as_json: bool) -> None:
+def _show(messages: Iterator[AnswerMessage], *, as_json: bool) -> None:
     """Stream the answer to stdout, or print one object when it is complete."""
     from edgellama.wire.messages import Notice, Piece
 

@@ -1,12 +1,12 @@
-"""Ways to an answer: from a mesh as a guest, or on this device alone."""
+"""Who answers: a mesh that is asked as a guest, or this device alone."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edgellama.errors import NoMeshError
 from edgellama.mesh.ordering import AnswerOrder
@@ -14,7 +14,7 @@ from edgellama.net.facts import device_name, ram_offer_bytes
 from edgellama.net.packed import PackedCache
 from edgellama.net.peers import RememberedPeers
 from edgellama.net.store import Store
-from edgellama.node.alone import answer_alone
+from edgellama.node.alone import Alone, AnswerMessage
 from edgellama.node.guest import GatewayLostError, Guest
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
@@ -32,7 +32,9 @@ from edgellama.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+    from threading import Event
 
     from edgellama_kernels import Kernels
 
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from edgellama.wire.key_messages import Forget, InviteQuery
 
 STATUS_WAIT_S: Final = 5.0
-
-Answer = Iterator[Piece | Finished | Notice]
 
 
 @dataclass(frozen=True)
@@ -53,32 +53,96 @@ class LocalSettings:
     context: int | None
 
 
-def answer_from_mesh(
-    ask: Ask, named: Sequence[Address], mesh_key: bytes, paths: StatePaths
-) -> Answer:
-    """Find a mesh and return the messages of its answer.
+class Asker(Protocol):
+    """What answers one question after another."""
+
+    def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
+        """Yield the messages of an answer; it ends early when ``stop`` is set.
+
+        Raises what is wrong with the question, or with whoever answers.
+        """
+
+    def status(self) -> StatusReply:
+        """Return how the mesh that answers stands."""
+
+
+class MeshAsker:
+    """A guest of a mesh; where the member that it asks is gone, it asks another one."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._members: list[Address] = []  # who else can be asked, should it be needed
+
+    def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
+        """Yield an answer in its order; see ``Asker``."""
+        order = AnswerOrder()
+        is_over = False
+        try:
+            while not is_over:
+                self._guest.send(replace(ask, tokens=tuple(order.tokens)))
+                self._guest.send(StatusQuery(secrets.randbits(64)))
+                try:
+                    for message in self._said(ask.request, order, stop):
+                        is_over = isinstance(message, Finished)
+                        yield message
+                except GatewayLostError:
+                    self._guest.reconnect(self._members)
+                    order = AnswerOrder(order.tokens)
+                else:
+                    return
+        finally:
+            if not is_over:
+                self._guest.send(Cancel(ask.request))
+
+    def status(self) -> StatusReply:
+        """Return how the mesh stands; raises NoMeshError when no member says."""
+        query = StatusQuery(secrets.randbits(64))
+        self._guest.send(query)
+        for message in self._guest.messages(STATUS_WAIT_S):
+            if isinstance(message, StatusReply) and message.request == query.request:
+                return message
+        raise NoMeshError("no device of a mesh answered")
+
+    def close(self) -> None:
+        """Say goodbye."""
+        self._guest.close()
+
+    def _said(
+        self, request: int, order: AnswerOrder, stop: Event | None
+    ) -> Iterator[AnswerMessage]:
+        """Yield what one member says of the answer; note where the other members are."""
+        for message in self._guest.messages(stop=stop):
+            if isinstance(message, StatusReply):
+                records = [member.record for member in message.members]
+                self._members = [Address(each.host, each.port) for each in records if each.host]
+            elif getattr(message, "request", None) != request:
+                continue  # of an earlier question, which was stopped
+            elif isinstance(message, Failure):
+                raise message.error()
+            elif isinstance(message, Notice):
+                yield message
+            elif isinstance(message, Piece | Finished):
+                for due in order.accept(message):
+                    yield due
+                    if isinstance(due, Finished):
+                        return
+
+
+@contextmanager
+def mesh_asker(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> Iterator[MeshAsker]:
+    """Find a mesh.
 
     ``named`` are addresses that a person gave; without any, the node on this device, remembered
-    peers and mDNS are tried. Raises NoMeshError at once where no member answers; the iterator
-    raises what the mesh says went wrong.
+    peers and mDNS are tried. Raises NoMeshError where no member answers.
     """
-    guest = _connected(named, mesh_key, paths)
-    guest.send(ask)
-    guest.send(StatusQuery(secrets.randbits(64)))  # who else can be asked, should it be needed
-    return _answer_messages(guest, ask)
+    with closing(MeshAsker(_connected(named, mesh_key, paths))) as asker:
+        yield asker
 
 
 def ask_for_status(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> StatusReply:
     """Return what a member says of its mesh. Raises NoMeshError when none answers."""
-    guest = _connected(named, mesh_key, paths)
-    try:
-        guest.send(StatusQuery(secrets.randbits(64)))
-        for message in guest.messages(STATUS_WAIT_S):
-            if isinstance(message, StatusReply):
-                return message
-    finally:
-        guest.close()
-    raise NoMeshError("no device of a mesh answered")
+    with mesh_asker(named, mesh_key, paths) as asker:
+        return asker.status()
 
 
 def ask_this_device(message: InviteQuery | Forget, mesh_key: bytes, paths: StatePaths) -> Message:
@@ -100,10 +164,11 @@ def ask_this_device(message: InviteQuery | Forget, mesh_key: bytes, paths: State
     raise NoMeshError("the member on this device gave no answer")
 
 
-def answer_on_this_device(
-    ask: Ask, model: Path, local: LocalSettings, paths: StatePaths, tell: Callable[[str], None]
-) -> Answer:
-    """Yield the messages of an answer that this device makes alone from a GGUF file."""
+@contextmanager
+def device_asker(
+    model: Path, local: LocalSettings, paths: StatePaths, tell: Callable[[str], None]
+) -> Iterator[Alone]:
+    """Load a GGUF file, so that this device answers alone."""
     paths.make()
     store = Store(paths.store)
     try:
@@ -112,8 +177,7 @@ def answer_on_this_device(
         kernels = DeviceKernels(local.backend, local.threads, paths, tell)
         better: SimpleQueue[Kernels] = SimpleQueue()
         kernels.watch(better.put)
-        yield from answer_alone(
-            ask,
+        alone = Alone(
             facts,
             SpanLoader(store, PackedCache(paths.packed), b"", tell),
             kernels.now,
@@ -123,6 +187,8 @@ def answer_on_this_device(
             context=min(local.context or 0, facts.context_max),
             better_kernels=better,
         )
+        with closing(alone):
+            yield alone
     finally:
         store.close()
 
@@ -141,42 +207,3 @@ def _connected(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> 
         guest.close()
         raise
     return guest
-
-
-def _answer_messages(guest: Guest, ask: Ask) -> Answer:
-    """Yield an answer in its order; where the member that was asked is gone, from another one."""
-    order = AnswerOrder()
-    members: list[Address] = []
-    try:
-        while True:
-            try:
-                yield from _from_one_gateway(guest, order, members)
-            except GatewayLostError:
-                guest.reconnect(members)
-            else:
-                return
-            order = AnswerOrder(order.tokens)
-            guest.send(replace(ask, tokens=tuple(order.tokens)))
-            guest.send(StatusQuery(secrets.randbits(64)))
-    except (KeyboardInterrupt, GeneratorExit):
-        guest.send(Cancel(ask.request))
-        raise
-    finally:
-        guest.close()
-
-
-def _from_one_gateway(guest: Guest, order: AnswerOrder, members: list[Address]) -> Answer:
-    """Yield what one member says of the answer; note where the other members are."""
-    for message in guest.messages():
-        if isinstance(message, Failure):
-            raise message.error()
-        if isinstance(message, StatusReply):
-            records = [member.record for member in message.members]
-            members[:] = [Address(each.host, each.port) for each in records if each.host]
-        elif isinstance(message, Notice):
-            yield message
-        elif isinstance(message, Piece | Finished):
-            for due in order.accept(message):
-                yield due
-                if isinstance(due, Finished):
-                    return

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgellama.values import Address, NodeId
 
 CONNECT_WAIT_S: Final = 1.5  # mDNS answers within 0.2 s, at 20 % loss within 0.7 s
+STOP_POLL_S: Final = 0.1
 CLOSE_WAIT_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 15.0  # longer than a mesh needs to notice a lost device and plan anew
 NAMED_CONNECT_WAIT_S: Final = 4.0  # for addresses that a person gave: three handshakes and more
@@ -132,12 +133,19 @@ class Guest:
 
         self._driver.post(send)
 
-    def messages(self, timeout_s: float | None = None) -> Iterator[Message]:
-        """Yield what the member says; NoMeshError when it is gone, or silent for ``timeout_s``."""
-        while True:
+    def messages(
+        self, timeout_s: float | None = None, stop: threading.Event | None = None
+    ) -> Iterator[Message]:
+        """Yield what the member says, until ``stop`` is set.
+
+        Raises NoMeshError when it is gone, or silent for ``timeout_s``.
+        """
+        while stop is None or not stop.is_set():
             try:
-                event = self._next_event(timeout_s)
+                event = self._next_event(timeout_s if stop is None else STOP_POLL_S)
             except Empty:
+                if stop is not None:
+                    continue
                 raise NoMeshError(f"the mesh gave no answer within {timeout_s:.0f} s") from None
             if isinstance(event, Disconnected) and event.node == self._gateway:
                 raise GatewayLostError("the device that was asked is gone; ask again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from edgellama.errors import EdgellamaError, UnplaceableError
 from edgellama.model.tokenizer import Tokenizer
 from edgellama.net.packed import PackedCache
 from edgellama.net.store import Store
-from edgellama.node.alone import answer_alone
+from edgellama.node.alone import Alone, AnswerMessage
 from edgellama.node.loading import SpanLoader, own_model_facts
 from edgellama.values import SamplingSettings, Span
 from edgellama.wire.messages import Ask, Finished, Notice, Piece
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from edgellama_kernels import Kernels
     from model_running import PackedModel
 
-    Answer = Callable[..., list[Piece | Finished | Notice]]
+    Answer = Callable[..., list[AnswerMessage]]
 
 TEXT = "once upon"
 
@@ -38,19 +40,29 @@ def answer(model_path: Path, tmp_path: Path, kernels: Kernels) -> Iterator[Answe
     told: list[str] = []
     loader = SpanLoader(store, PackedCache(tmp_path / "packed"), b"", told.append)
 
-    def ask_alone(
-        ask: Ask, ram_bytes: int = 1 << 30, context: int = 0
-    ) -> list[Piece | Finished | Notice]:
-        messages = answer_alone(
-            ask, facts, loader, kernels, node=A, name="here", ram_bytes=ram_bytes, context=context
+    def ask_alone(ask: Ask, ram_bytes: int = 1 << 30, context: int = 0) -> list[AnswerMessage]:
+        alone = Alone(
+            facts, loader, kernels, node=A, name="here", ram_bytes=ram_bytes, context=context
         )
-        return list(messages)
+        with closing(alone):
+            return list(alone.answer(ask))
 
     yield ask_alone
     store.close()
 
 
-def tokens_of(messages: list[Piece | Finished | Notice]) -> list[int]:
+@pytest.fixture
+def alone(model_path: Path, tmp_path: Path, kernels: Kernels) -> Iterator[Alone]:
+    """Return a device that is asked several times."""
+    store = Store(tmp_path / "store")
+    facts = own_model_facts(store.adopt(model_path), model_path)
+    loader = SpanLoader(store, PackedCache(tmp_path / "packed"), b"", lambda _: None)
+    alone = Alone(facts, loader, kernels, node=A, name="here", ram_bytes=1 << 30, context=0)
+    with closing(alone), closing(store):
+        yield alone
+
+
+def tokens_of(messages: list[AnswerMessage]) -> list[int]:
     return [token for each in messages if isinstance(each, Piece) for token in each.tokens]
 
 
@@ -105,3 +117,40 @@ def test_what_the_mesh_refuses_is_raised(answer: Answer) -> None:
     with pytest.raises(EdgellamaError, match="repeat penalty") as caught:
         answer(ask_of(TEXT, sampling=SamplingSettings(repeat_penalty=99.0)))
     assert caught.value.exit_code == 2
+
+
+def test_questions_one_after_another_are_answered_alike(alone: Alone) -> None:
+    first, second = (list(alone.answer(ask_of(TEXT, 6, request=n))) for n in (1, 2))
+    assert tokens_of(first) == tokens_of(second)
+
+
+def test_a_stopped_answer_leaves_the_device_ready(alone: Alone) -> None:
+    whole = tokens_of(list(alone.answer(ask_of(TEXT, 6, ignore_end=True))))
+    stop = Event()
+    came = []
+    for message in alone.answer(ask_of(TEXT, 6, ignore_end=True), stop):
+        came += tokens_of([message])
+        if len(came) == 2:
+            stop.set()
+    assert came == whole[:2]
+    assert tokens_of(list(alone.answer(ask_of(TEXT, 6, ignore_end=True)))) == whole
+
+
+def test_a_long_prompt_is_stopped_before_it_is_read(alone: Alone) -> None:
+    stop = Event()
+    stop.set()
+    assert list(alone.answer(ask_of("once upon " * 20, 6), stop)) == []
+    assert tokens_of(list(alone.answer(ask_of(TEXT, 3, ignore_end=True))))
+
+
+def test_an_answer_that_nobody_hears_to_its_end(alone: Alone) -> None:
+    whole = tokens_of(list(alone.answer(ask_of(TEXT, 6, ignore_end=True))))
+    for _ in range(3):  # more than there is room for at the same time
+        next(iter(alone.answer(ask_of(TEXT, 6, ignore_end=True))))
+    assert tokens_of(list(alone.answer(ask_of(TEXT, 6, ignore_end=True)))) == whole
+
+
+def test_a_refused_question_leaves_the_device_ready(alone: Alone) -> None:
+    with pytest.raises(EdgellamaError, match="repeat penalty"):
+        list(alone.answer(ask_of(TEXT, sampling=SamplingSettings(repeat_penalty=99.0))))
+    assert tokens_of(list(alone.answer(ask_of(TEXT, 3, ignore_end=True))))
