@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgellama_kernels import HiddenRows
 
@@ -20,7 +20,7 @@ from edgellama.mesh.effects import (
     TokenizeJob,
 )
 from edgellama.mesh.gateway import Gateway
-from edgellama.mesh.home import Home, Vocabulary
+from edgellama.mesh.home import Home
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
@@ -51,6 +51,9 @@ from edgellama.wire.messages import (
     StepStale,
     decode,
 )
+
+if TYPE_CHECKING:
+    from edgellama.mesh.home_session import Vocabulary
 
 
 class Surroundings(Protocol):

@@ -8,8 +8,7 @@ epoch starts every session again from its known tokens: the law makes the contin
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import (
     EXIT_FAILED,
@@ -19,9 +18,10 @@ from edgellama.errors import (
     WireError,
 )
 from edgellama.mesh.effects import HeadJob, Outbox, Run, TokenizeJob
+from edgellama.mesh.home_session import CLOSING, QUEUED, RUNNING, TOKENIZING, Session
 from edgellama.mesh.stage_role import steps_under_way_max
 from edgellama.model.sampling import validate
-from edgellama.values import LinkCounters, NodeId, Plan, Route
+from edgellama.values import NodeId, Plan, Route
 from edgellama.wire.messages import (
     Ask,
     CloseSession,
@@ -38,61 +38,12 @@ if TYPE_CHECKING:
 
     from edgellama_kernels import HiddenRows
 
+    from edgellama.mesh.home_session import Vocabulary
     from edgellama.mesh.stage_role import StageRole
 
 PREFILL_CHUNK_TOKENS: Final = 32  # small enough that the stages work at the same time
 CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer is told without
 REQUESTS_MAX: Final = 256  # running and queued, of all askers together
-
-TOKENIZING, QUEUED, RUNNING, CLOSING = "tokenizing", "queued", "running", "closing"
-
-
-class TextStream(Protocol):
-    """Turns tokens into text as they come; holds back incomplete UTF-8."""
-
-    def push(self, token_id: int) -> str:
-        """Return the text that this token completes."""
-
-    def finish(self) -> str:
-        """Return what is left at the end."""
-
-
-class Vocabulary(Protocol):
-    """What home needs of a tokenizer while tokens flow."""
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer."""
-
-    def stream(self) -> TextStream:
-        """Return a decoder for one answer."""
-
-
-@dataclass
-class _Session:
-    id: int  # names the session's steps under one epoch; a session begun again gets another
-    ask: Ask
-    gateway: NodeId
-    state: str = TOKENIZING
-    prompt: tuple[int, ...] = ()
-    generated: list[int] = field(default_factory=list)
-    stream: TextStream | None = None
-    fed: int = 0  # positions given to the ring
-    returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
-    started_at: float = 0.0
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-    reason: str = ""  # why the answer ended; empty when nobody waits for its end, or it is told
-    close_by: float = 0.0  # when its end is told at the latest
-    closing: set[NodeId] = field(default_factory=set)  # stages that have not answered yet
-    counters: LinkCounters = field(default_factory=LinkCounters)
-
-    @property
-    def known(self) -> int:
-        return len(self.prompt) + len(self.generated)
-
-    def tokens(self, first: int, past: int) -> tuple[int, ...]:
-        return (*self.prompt, *self.generated)[first:past]
 
 
 class Home:
@@ -113,7 +64,7 @@ class Home:
         self._name = name
         self._plan: Plan | None = None
         self._vocabulary: Vocabulary | None = None
-        self._sessions: dict[int, _Session] = {}  # by session id, so in the order of asking
+        self._sessions: dict[int, Session] = {}  # by session id, so in the order of asking
         self._ids = itertools.count(1)
 
     @property
@@ -156,7 +107,7 @@ class Home:
         except MisuseError as error:
             self._reply(gateway, Failure(ask.request, error.exit_code, str(error)))
             return
-        session = _Session(next(self._ids), ask, gateway)
+        session = Session(next(self._ids), ask, gateway)
         self._sessions[session.id] = session
         if self._plan is not None and self._plan.home == self._me:
             self._tokenize(session)
@@ -275,20 +226,20 @@ class Home:
             if now >= session.close_by:
                 self._report(session)
 
-    def _untold(self) -> list[_Session]:
+    def _untold(self) -> list[Session]:
         return [each for each in self._sessions.values() if each.state == CLOSING and each.reason]
 
-    def _session_of(self, request: int) -> _Session | None:
+    def _session_of(self, request: int) -> Session | None:
         """Return the session that makes a request's answer, if one does."""
         for session in self._sessions.values():
             if session.ask.request == request and (session.state != CLOSING or session.reason):
                 return session
         return None
 
-    def _tokenize(self, session: _Session) -> None:
+    def _tokenize(self, session: Session) -> None:
         self._outbox.put(Run(TokenizeJob(session.id, session.ask)))
 
-    def _begin_again(self, session: _Session) -> None:
+    def _begin_again(self, session: Session) -> None:
         """Under a new epoch no stage knows the session: its known tokens go round once more."""
         session.id = next(self._ids)
         self._sessions[session.id] = session
@@ -317,7 +268,7 @@ class Home:
             else:
                 self._feed(session)
 
-    def _feed(self, session: _Session) -> None:
+    def _feed(self, session: Session) -> None:
         """Send known tokens that the ring has not seen, a few chunks at a time."""
         plan = self._plan
         assert plan is not None
@@ -329,7 +280,7 @@ class Home:
             wanted = 1 if past == session.known else 0
             self._stage.run_home(session.id, first, session.tokens(first, past), wanted)
 
-    def _make_token(self, session: _Session, hidden: HiddenRows) -> None:
+    def _make_token(self, session: Session, hidden: HiddenRows) -> None:
         assert self._plan is not None
         sampling = session.ask.sampling
         past = session.known
@@ -337,7 +288,7 @@ class Home:
         job = HeadJob(self._plan.epoch, session.id, past, hidden, sampling, recent)
         self._outbox.put(Run(job))
 
-    def _say_again(self, session: _Session, known: int) -> None:
+    def _say_again(self, session: Session, known: int) -> None:
         """Repeat the tokens that a gateway has missed, with the text that they complete."""
         assert self._vocabulary is not None
         stream = self._vocabulary.stream()
@@ -347,13 +298,13 @@ class Home:
                 piece = Piece(session.ask.request, index, (token,), text)
                 self._reply(session.gateway, piece)
 
-    def _stop(self, session: _Session, now: float) -> None:
+    def _stop(self, session: Session, now: float) -> None:
         if session.state in (RUNNING, CLOSING):
             self._begin_close(session, "", now)
         else:
             del self._sessions[session.id]
 
-    def _begin_close(self, session: _Session, reason: str, now: float) -> None:
+    def _begin_close(self, session: Session, reason: str, now: float) -> None:
         """End the session everywhere; its KV slot is free once every stage has said so."""
         assert self._plan is not None
         session.reason = reason
@@ -368,11 +319,11 @@ class Home:
             self._report(session)
             self._free(session, now)
 
-    def _free(self, session: _Session, now: float) -> None:
+    def _free(self, session: Session, now: float) -> None:
         del self._sessions[session.id]
         self._start_queued(now)
 
-    def _report(self, session: _Session) -> None:
+    def _report(self, session: Session) -> None:
         """Tell how the answer ended, once."""
         if not session.reason:
             return

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from edgellama_kernels import Kernels
 
-    from edgellama.mesh.home import Vocabulary
+    from edgellama.mesh.home_session import Vocabulary
     from edgellama.node.loading import SpanLoader
 
 SESSIONS_MAX: Final = 1

@@ -14,15 +14,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import edgellama
-from edgellama.errors import EdgellamaError, MisuseError, NetworkError
-from edgellama.link.endpoint import (
-    Connected,
-    Disconnected,
-    Endpoint,
-    Event,
-    Identity,
-    Priority,
-)
+from edgellama.errors import EdgellamaError, NetworkError
+from edgellama.link.endpoint import Connected, Endpoint, Event, Identity
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
     Administer,
@@ -48,11 +41,12 @@ from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.node.compute import ComputeThread
 from edgellama.node.engine import Engine, LoadedSpan
 from edgellama.node.key_holder import Invitation, KeyHolder
+from edgellama.node.key_requests import KeyRequests
+from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.values import Address, LinkCounters, NodeId
 from edgellama.wire.activations import lz4_available
-from edgellama.wire.key_messages import Forgotten, InviteQuery, InviteReply, NewKey
-from edgellama.wire.messages import ALIVE, Failure, MemberRecord, Message, StatusReply, encode
+from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +54,7 @@ if TYPE_CHECKING:
 
     from edgellama_kernels import Kernels
 
-    from edgellama.mesh.home import Vocabulary
+    from edgellama.mesh.home_session import Vocabulary
     from edgellama.net.paths import StatePaths
     from edgellama.net.record_stream import RecordStream
     from edgellama.node.kernels import DeviceKernels
@@ -120,8 +114,6 @@ class Member:
         self._tokenizer: Vocabulary | None = None
         self._sources: tuple[Address, ...] = ()
         self._sources_at = -1.0
-        self._loads: SimpleQueue[LoadPlan | None] = SimpleQueue()
-        self._cancel_load = threading.Event()
         self._peers = RememberedPeers(paths.peers)
 
         self._store = Store(paths.store)
@@ -168,18 +160,19 @@ class Member:
         )
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
         self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
-        self._threads = [
-            threading.Thread(target=self._run_link, name="edgellama-link", daemon=True),
-            threading.Thread(target=self._run_loads, name="edgellama-load", daemon=True),
-        ]
+        self._key_requests = KeyRequests(self._keys, self._endpoint, self.core, self.invite)
+        self._link_thread = threading.Thread(
+            target=self._run_link, name="edgellama-link", daemon=True
+        )
+        self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
 
     def start(self) -> None:
         """Begin to find others and to serve."""
         self._kernels.watch(self._better_kernels)
         known = [peer.address for peer in self._peers.all()]
         self.core.membership.seed([*self._settings.peers, *known])
-        for thread in self._threads:
-            thread.start()
+        self._link_thread.start()
+        self._loads.start()
         self._paths.write_run_file(
             Address(self._settings.listen or "127.0.0.1", self._socket.address.port)
         )
@@ -203,12 +196,11 @@ class Member:
     def stop(self) -> None:
         """Leave the mesh, end the threads; raise the error that ended the node, if one did."""
         self._paths.remove_run_file()
-        self._cancel_load.set()
-        self._loads.put(None)
+        self._loads.cancel()
         self._driver.post(self._leave)
         self._driver.stop()
-        for thread in self._threads:
-            thread.join(STOP_WAIT_S)
+        self._link_thread.join(STOP_WAIT_S)
+        self._loads.join(STOP_WAIT_S)
         self._compute.stop(STOP_WAIT_S)
         if self._discovery is not None:
             self._discovery.close()
@@ -281,50 +273,15 @@ class Member:
             case Dial():
                 self._endpoint.dial(effect.address, now)
             case LoadPlan():
-                self._cancel_load.set()
-                self._loads.put(effect)
+                self._loads.load(effect)
             case DropEpochsBefore():
                 self._compute.drop_before(effect.epoch)
             case Tell():
                 self._tell(effect.text)
             case Administer():
-                self._administer(effect, now)
+                self._key_requests.administer(effect, now)
             case GiveUp():
                 self._end(effect.error)
-
-    def _administer(self, asked: Administer, now: float) -> None:
-        """Do what somebody asks about the mesh's key."""
-        message = asked.message
-        if isinstance(message, NewKey):
-            self._keys.adopt(bytes.fromhex(message.key))
-            self._shut_out(message.forgotten, now)
-            return
-        try:
-            reply: Message
-            if isinstance(message, InviteQuery):
-                code, address, seconds = self.invite()
-                reply = InviteReply(message.request, str(code), *address, seconds)
-            else:
-                reply = Forgotten(message.request, self._forget(message.node, now))
-        except EdgellamaError as error:
-            reply = Failure(message.request, error.exit_code, str(error))
-        self._do(Send(asked.asker, reply, Priority.CONTROL), now)
-
-    def _forget(self, node: NodeId, now: float) -> tuple[NodeId, ...]:
-        """Change the key among the members that are here, but for one; return who was told."""
-        if node == self.core.membership.me.node:
-            raise MisuseError("that is this very device: run edgellama forget on another one")
-        told = [each for each in self.core.membership.connected() if each != node]
-        key = self._keys.renew()
-        for each in told:
-            self._do(Send(each, NewKey(key.hex(), node), Priority.CONTROL), now)
-        self._shut_out(node, now)
-        return tuple(told)
-
-    def _shut_out(self, node: NodeId, now: float) -> None:
-        if node in self._endpoint.peers():
-            self._endpoint.disconnect(node, now)
-            self.core.handle_event(Disconnected(node, "it was forgotten", left=True), now)
 
     def _use_key(self, key: bytes) -> None:
         """Put another key to use; on the I/O thread."""
@@ -358,24 +315,12 @@ class Member:
         except BaseException as error:
             self._end(error)
 
-    def _run_loads(self) -> None:
-        while (wanted := self._loads.get()) is not None:
-            if not self._loads.empty():
-                continue  # a later plan has come
-            self._cancel_load.clear()
-            try:
-                loaded = self._load(wanted)
-            except EdgellamaError as error:
-                if self._loads.empty():
-                    self._report_load(wanted, error)
-            except BaseException as error:
-                self._end(error)
-            else:
-                self._compute.install(loaded, lambda done=loaded: self._installed(done))  # type: ignore[misc]
-
-    def _load(self, wanted: LoadPlan) -> LoadedSpan:
+    def _load(self, wanted: LoadPlan, cancelled: threading.Event) -> LoadedSpan:
         me = self.core.membership.me.node
-        return self._loader.load(wanted.plan, me, self._sources_now, self._cancel_load)
+        return self._loader.load(wanted.plan, me, self._sources_now, cancelled)
+
+    def _loaded(self, loaded: LoadedSpan) -> None:
+        self._compute.install(loaded, lambda: self._installed(loaded))
 
     def _sources_now(self) -> Sequence[Address]:
         return self._sources

@@ -1,0 +1,65 @@
+"""What home keeps of one answer, and what it needs of a tokenizer for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from edgellama.values import LinkCounters, NodeId
+
+if TYPE_CHECKING:
+    from edgellama.wire.messages import Ask
+
+TOKENIZING, QUEUED, RUNNING, CLOSING = "tokenizing", "queued", "running", "closing"
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come; holds back incomplete UTF-8."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token completes."""
+
+    def finish(self) -> str:
+        """Return what is left at the end."""
+
+
+class Vocabulary(Protocol):
+    """What home needs of a tokenizer while tokens flow."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+
+    def stream(self) -> TextStream:
+        """Return a decoder for one answer."""
+
+
+@dataclass
+class Session:
+    """One answer that home is working on."""
+
+    id: int  # names the session's steps under one epoch; a session begun again gets another
+    ask: Ask
+    gateway: NodeId
+    state: str = TOKENIZING
+    prompt: tuple[int, ...] = ()
+    generated: list[int] = field(default_factory=list)
+    stream: TextStream | None = None
+    fed: int = 0  # positions given to the ring
+    returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    reason: str = ""  # why the answer ended; empty when nobody waits for its end, or it is told
+    close_by: float = 0.0  # when its end is told at the latest
+    closing: set[NodeId] = field(default_factory=set)  # stages that have not answered yet
+    counters: LinkCounters = field(default_factory=LinkCounters)
+
+    @property
+    def known(self) -> int:
+        """How many tokens are known, the prompt's and the answer's."""
+        return len(self.prompt) + len(self.generated)
+
+    def tokens(self, first: int, past: int) -> tuple[int, ...]:
+        """Return the known tokens from position ``first`` up to ``past``."""
+        return (*self.prompt, *self.generated)[first:past]
