@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import pairwise, permutations
+from itertools import permutations
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plan_building import MIB, SMALL, assert_sound, devices_of, model_of, placed
 
 from edgellama.plan.ram import (
     Requirements,
@@ -16,64 +17,13 @@ from edgellama.plan.ram import (
     largest_remainder,
     layer_kv_bytes,
     place,
-    stage_bytes,
 )
-from edgellama.values import DeviceFacts, ModelFacts, Span, StagePlacement
-
-MIB = 1 << 20
-SMALL = Requirements(context=64, sessions_max=1)
-
-
-def model_of(
-    layer_bytes: tuple[int, ...], home_bytes: int = 0, kv: int = 0, scratch: int = 0
-) -> ModelFacts:
-    return ModelFacts(
-        root="00" * 32,
-        name="made up",
-        file_bytes=sum(layer_bytes) + home_bytes,
-        width=64,
-        context_max=4096,
-        layer_bytes=layer_bytes,
-        home_bytes=home_bytes,
-        kv_bytes_per_token=kv,
-        scratch_bytes=scratch,
-    )
-
-
-def devices_of(*ram_bytes: int) -> list[DeviceFacts]:
-    return [
-        DeviceFacts(node=f"{index:032x}", name=f"device {index}", ram_bytes=ram)
-        for index, ram in enumerate(ram_bytes)
-    ]
-
-
-def placed(
-    model: ModelFacts, devices: list[DeviceFacts], requirements: Requirements = SMALL
-) -> tuple[StagePlacement, ...]:
-    stages = place(model, devices, requirements)
-    assert not isinstance(stages, Unplaceable), stages.reason
-    return stages
+from edgellama.values import Span, StagePlacement
 
 
 def counts_of(stages: tuple[StagePlacement, ...]) -> dict[int, int]:
     """Layers by the device's number, home first."""
     return {int(stage.node, 16): stage.span.layers for stage in stages}
-
-
-def assert_sound(
-    model: ModelFacts,
-    devices: list[DeviceFacts],
-    requirements: Requirements,
-    stages: tuple[StagePlacement, ...],
-) -> None:
-    offers = {device.node: device.ram_bytes for device in devices}
-    assert len({stage.node for stage in stages}) == len(stages)
-    assert stages[0].span.first == 0
-    assert stages[-1].span.past == model.layers
-    assert all(a.span.past == b.span.first for a, b in pairwise(stages))
-    assert all(stage.span.layers > 0 for stage in stages[1:])
-    for index, stage in enumerate(stages):
-        assert stage_bytes(model, stage.span, index == 0, requirements) <= offers[stage.node]
 
 
 # --- tables ---------------------------------------------------------------------------------
