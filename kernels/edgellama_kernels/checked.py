@@ -66,10 +66,11 @@ class CheckedKernels(abc.ABC):
         return self._shrink(fitting(x, "a hidden state", None, None))
 
     def rms_norm(self, x: Float32, weight: Float32, epsilon: float) -> Float32:
-        """Normalise each row of x [T, n] and weigh it with ``weight`` [n] (rule 3)."""
-        x = fitting(x, "the input of a norm", None, None)
-        weight = fitting(weight, "the weights of a norm", x.shape[1])
-        return self._rms_norm(x, weight, np.float32(epsilon))
+        """Normalise each row of x [T, n] or [T, heads, n], weighed with ``weight`` [n] (rule 3)."""
+        x = fitting(x, "the input of a norm", *[None] * max(2, min(x.ndim, 3)))
+        weight = fitting(weight, "the weights of a norm", x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        return self._rms_norm(rows, weight, np.float32(epsilon)).reshape(x.shape)
 
     def prepare(self, x: Float32) -> Rows:
         """Make x [T, K] ready for matmuls with any kind of weights."""
@@ -108,6 +109,11 @@ class CheckedKernels(abc.ABC):
         """Return silu(gate) * up, all [T, n] (rule 5)."""
         gate = fitting(gate, "a gate", None, None)
         return self._silu_multiply(gate, fitting(up, "a gated input", *gate.shape))
+
+    def add(self, x: Float32, summand: Float32) -> Float32:
+        """Return x [T, n] plus a bias [n], or plus [T, n] (rule 1)."""
+        x = fitting(x, "a sum", None, None)
+        return self._add(x, fitting(summand, "a summand", *x.shape[-summand.ndim :]))
 
     def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         """Write keys and values [T, kv_heads, D] of the positions from ``position`` on."""
@@ -156,6 +162,9 @@ class CheckedKernels(abc.ABC):
 
     @abc.abstractmethod
     def _silu_multiply(self, gate: Float32, up: Float32) -> Float32: ...
+
+    @abc.abstractmethod
+    def _add(self, x: Float32, summand: Float32) -> Float32: ...
 
     @abc.abstractmethod
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None: ...

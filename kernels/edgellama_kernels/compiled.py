@@ -143,6 +143,13 @@ class CompiledKernels(CheckedKernels):
         self._do(operation, tokens, 8 * y.size)
         return y
 
+    def _add(self, x: Float32, summand: Float32) -> Float32:
+        tokens, width = x.shape
+        y = np.empty_like(x)
+        stride = width if summand.ndim == 2 else 0
+        self._do(operations.add(x, summand, y, width, stride), tokens, y.size)
+        return y
+
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         tokens, kv_heads, width = keys.shape
         for numbers in (keys, values):

@@ -20,7 +20,7 @@ from edgellama_kernels.reference import exponential
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPECTED_DIGEST = "c622d7f13b7430f8bf461079b90522893c8190dce889db2c01c183b7bbb91738"
+EXPECTED_DIGEST = "c7bb1dea6713bb05e9c43c38b35762d599d4fd0eac6de84aa1524acef5d641e3"
 
 ROWS = 43  # no multiple of 8
 COLUMNS = {1: 150, 32: 160, 256: 512}  # by GGUF's block; of 150 the last block of 32 is short
@@ -88,6 +88,10 @@ def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
     found["silu_multiply"] = kernels.silu_multiply(
         np.float32(25) * _numbers(33, 5, 150), _numbers(34, 5, 150)
     )
+    heads = _numbers(38, 5, HEADS, HEAD_WIDTH)
+    found["rms_norm of heads"] = kernels.rms_norm(heads, _numbers(39, HEAD_WIDTH), 1e-6)
+    for name, shape in (("bias", (150,)), ("sum", (5, 150))):
+        found[f"add a {name}"] = kernels.add(_numbers(43, 5, 150), _numbers(44, *shape))
     rotated = _numbers(35, 5, HEADS, HEAD_WIDTH)
     kernels.rope(rotated, _numbers(36, 5, 2, HEAD_WIDTH // 2))
     found["rope"] = rotated

@@ -1,4 +1,4 @@
-"""Compiled kernels on rows: quantising, norm, RoPE, SiLU, hidden rows and the KV cache's writes.
+"""Compiled kernels on rows: quantising, norm, RoPE, SiLU, sums, hidden rows, the cache's writes.
 
 All arguments are addresses of C-ordered arrays and sizes. Each function works on the units
 ``first`` up to ``past``, a unit being a row where it says nothing else, and returns 0, or 1 when it
@@ -155,6 +155,25 @@ def silu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int)
             g = load_lanes(gate, i, left)
             activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - g))
             store_lanes(y, i, left, activated * load_lanes(up, i, left))
+    return 0
+
+
+@part
+def add(x: int, summand: int, y: int, width: int, stride: int, first: int, past: int) -> int:
+    """Add rows that lie ``stride`` numbers apart to float32 [tokens, width]; 0: always the same.
+
+    A unit is a piece of a row.
+    """
+    pieces = -(-width // PIECE_NUMBERS)
+    for unit in range(first, past):
+        row = unit // pieces
+        start = unit % pieces * PIECE_NUMBERS
+        stop = min(start + PIECE_NUMBERS, width)
+        for i in range(start, stop, FULL):
+            left = stop - i
+            at = row * width + i
+            lanes = load_lanes(x, at, left) + load_lanes(summand, row * stride + i, left)
+            store_lanes(y, at, left, lanes)
     return 0
 
 

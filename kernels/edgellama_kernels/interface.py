@@ -113,7 +113,10 @@ class Verbs(Protocol):
         """Round x [T, n] to hidden rows (rule 8); raises NonFinite."""
 
     def rms_norm(self, x: Float32, weight: Float32, epsilon: float) -> Float32:
-        """Normalise each row of x [T, n] and weigh it with ``weight`` [n]; raises NonFinite."""
+        """Normalise each row of x [T, n] or [T, heads, n] and weigh it with ``weight`` [n].
+
+        Raises NonFinite.
+        """
 
     def prepare(self, x: Float32) -> Rows:
         """Make x [T, K] ready for matmuls with any kind of weights."""
@@ -132,6 +135,9 @@ class Verbs(Protocol):
 
     def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         """Return silu(gate) * up, all [T, n]."""
+
+    def add(self, x: Float32, summand: Float32) -> Float32:
+        """Return x [T, n] plus a bias [n], or plus [T, n]."""
 
     def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         """Write keys and values [T, kv_heads, D] of the positions from ``position`` on.

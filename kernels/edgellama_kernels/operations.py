@@ -14,7 +14,7 @@ from edgellama_kernels.reference import ONE
 
 Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
-EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK = range(1, 11)
+EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK, ADD = range(1, 12)
 
 REFUSALS: Final = {
     EXPAND: "a hidden row holds infinity or NaN",
@@ -37,11 +37,12 @@ WRITES: Final = {
     ATTEND: (3,),
     SILU: (2,),
     SHRINK: (1, 2),
+    ADD: (2,),
 }
 """Which operands an operation writes to; all others that lie in memory it reads."""
 
 BLOCK_COLUMNS = 32
-PIECE_NUMBERS = 32  # of a row of SiLU: so few that threads can share a single row
+PIECE_NUMBERS = 32  # of a row of SiLU or a sum: so few that threads can share a single row
 
 
 class Operation(NamedTuple):
@@ -59,10 +60,10 @@ def expand(halves: Operand, exponents: Operand, y: Operand, width: int) -> Opera
 
 
 def norm(
-    x: Operand, weight: Operand, y: Operand, width: int, epsilon: float | np.float32
+    x: Operand, weight: Operand, y: Operand, width: int, epsilon: float | np.float32, rows: int = 1
 ) -> Operation:
-    """Rule 3 on float32 [T, width]."""
-    return Operation(NORM, (x, weight, y, width, _bits(epsilon)), units_per_token=1)
+    """Rule 3 on float32 [T, rows, width]."""
+    return Operation(NORM, (x, weight, y, width, _bits(epsilon)), units_per_token=rows)
 
 
 def quantize(
@@ -126,6 +127,12 @@ def attend(
 def silu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:
     """Rule 5 on float32 [T, width]."""
     return Operation(SILU, (gate, up, y, width), units_per_token=-(-width // PIECE_NUMBERS))
+
+
+def add(x: Operand, summand: Operand, y: Operand, width: int, stride: int) -> Operation:
+    """Add float32 [width] (``stride`` 0) or [T, width] (``stride`` the width) to [T, width]."""
+    operands = (x, summand, y, width, stride)
+    return Operation(ADD, operands, units_per_token=-(-width // PIECE_NUMBERS))
 
 
 def shrink(x: Operand, halves: Operand, exponents: Operand, width: int) -> Operation:

@@ -16,6 +16,7 @@ import numpy as np
 from edgellama_kernels.atomics import add_atomic, give_way, load_atomic, pause, store_atomic
 from edgellama_kernels.attention import ROWS_AT_ONCE, attend, round_queries
 from edgellama_kernels.elementwise import (
+    add,
     expand,
     quantize,
     rms_norm,
@@ -27,6 +28,7 @@ from edgellama_kernels.elementwise import (
 from edgellama_kernels.jit import inlined, kernel, part
 from edgellama_kernels.matmul import multiply
 from edgellama_kernels.operations import (
+    ADD,
     ATTEND,
     EXPAND,
     MULTIPLY,
@@ -128,6 +130,8 @@ def perform(row: int, tokens: int, position: int, first: int, past: int, scratch
     if code == ROUND:
         return round_queries(a, b, c, bits_f32(np.int32(d)), first, past)
     e = load_i64(o, 4)
+    if code == ADD:
+        return add(a, b, c, d, e, first, past)
     if code == NORM:
         return rms_norm(a, b, c, d, bits_f32(np.int32(e)), first, past)
     if code == QUANTIZE:

@@ -87,10 +87,11 @@ class Recording:
 
     def rms_norm(self, x: Any, weight: Float32, epsilon: float) -> Any:
         """Record ``Verbs.rms_norm``."""
-        _check(weight.shape == x.shape and weight.dtype == np.float32)
-        y = _numbers(x.width)
+        width = x.shape[-1]
+        _check(weight.shape == (width,) and weight.dtype == np.float32)
+        y, rows = _numbers(*x.shape), x.width // width
         self._operations.append(
-            operations.norm(x.storage, address(weight), y.storage, x.width, epsilon)
+            operations.norm(x.storage, address(weight), y.storage, width, epsilon, rows)
         )
         return y
 
@@ -135,6 +136,15 @@ class Recording:
         self._operations.append(
             operations.silu_multiply(gate.storage, up.storage, y.storage, y.width)
         )
+        return y
+
+    def add(self, x: Any, summand: Any) -> Any:
+        """Record ``Verbs.add``; a summand of numbers is a bias."""
+        bias = isinstance(summand, np.ndarray)
+        _check(summand.shape == (x.width,) and (not bias or summand.dtype == np.float32))
+        y, stride = _numbers(x.width), 0 if bias else x.width
+        place = address(summand) if bias else summand.storage
+        self._operations.append(operations.add(x.storage, place, y.storage, y.width, stride))
         return y
 
     def store(self, cache: Any, keys: Any, values: Any, position: int) -> None:

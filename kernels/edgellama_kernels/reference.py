@@ -216,6 +216,11 @@ class ReferenceKernels(CheckedKernels):
         with np.errstate(all="ignore"):
             return (gate / (ONE + exponential(ZERO - gate))) * up
 
+    def _add(self, x: Float32, summand: Float32) -> Float32:
+        """Rule 1's bias or residual: one more addition."""
+        with np.errstate(all="ignore"):
+            return x + summand
+
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         """Rule 7's cache: fp16, nearest even."""
         for numbers in (keys, values):

@@ -36,6 +36,8 @@ class Layer(NamedTuple):
     """Awkward on purpose: three query heads share a key head, and no row count divides by 8."""
 
     norm: np.ndarray
+    head_norm: np.ndarray
+    bias: np.ndarray
     query: PackedMatrix
     key: PackedMatrix
     value: PackedMatrix
@@ -58,21 +60,24 @@ def some_layer(kind: WeightKind, seed: int) -> Layer:
             scales[:] = np.full(scales.shape, 0.01, np.float16).view(np.uint16)
         else:
             matrix.store_rows(0, (random_rows(seed, *shapes[number]) * 0.2).view(np.uint8))
-    return Layer(np.abs(random_rows(seed, 32)) + np.float32(0.5), *matrices)
+    norms = (np.abs(random_rows(seed, width)) + np.float32(0.5) for width in (WIDTH, HEAD_WIDTH))
+    return Layer(*norms, random_rows(seed, HEADS * HEAD_WIDTH), *matrices)
 
 
 def run_layer(kernels, layer: Layer, cache, hidden, turns, position: int):
     """A decoder layer without the model's own code."""
     x = kernels.expand(hidden)
     rows = kernels.prepare(kernels.rms_norm(x, layer.norm, 1e-5))
-    queries = kernels.matmul(layer.query, rows).reshape(-1, HEADS, HEAD_WIDTH)
+    queries = kernels.add(kernels.matmul(layer.query, rows), layer.bias)
+    queries = queries.reshape(-1, HEADS, HEAD_WIDTH)
     keys = kernels.matmul(layer.key, rows).reshape(-1, KV_HEADS, HEAD_WIDTH)
     values = kernels.matmul(layer.value, rows).reshape(-1, KV_HEADS, HEAD_WIDTH)
+    queries = kernels.rms_norm(queries, layer.head_norm, 1e-6)
     kernels.rope(queries, turns)
     kernels.rope(keys, turns)
     kernels.store(cache, keys, values, position)
     mixed = kernels.attention(queries, cache, position)
-    x = kernels.matmul(layer.output, kernels.prepare(mixed), x)
+    x = kernels.add(x, kernels.matmul(layer.output, kernels.prepare(mixed)))
     rows = kernels.prepare(kernels.rms_norm(x, layer.norm, 1e-5))
     up = kernels.matmul(layer.up, rows)
     activated = kernels.prepare(kernels.silu_multiply(up, up))
@@ -178,8 +183,16 @@ def test_what_does_not_fit_is_refused(compiled) -> None:
         with pytest.raises(ValueError, match="fit"):
             prepared.run(bad_hidden, bad_turns, caches, 0)
     recording = compiled.record(TOKENS_MAX, WIDTH, HEAD_WIDTH)
-    with pytest.raises(ValueError, match="fit"):
-        recording.matmul(layers[0].down, recording.prepare(recording.expand(recording.hidden)))
+    x = recording.expand(recording.hidden)
+    for refused in (
+        lambda: recording.matmul(layers[0].down, recording.prepare(x)),
+        lambda: recording.rms_norm(x.reshape(-1, 2, 16), layers[0].norm, 1e-5),
+        lambda: recording.add(x, layers[0].bias),
+        lambda: recording.add(x, layers[0].norm.astype(np.float64)),
+        lambda: recording.add(x, x.reshape(-1, 2, 16)),
+    ):
+        with pytest.raises(ValueError, match="fit"):
+            refused()
 
 
 def test_a_program_keeps_no_session(compiled) -> None:

@@ -69,6 +69,17 @@ def test_functions_of_rows(compiled, reference, width) -> None:
     arguments = (np.ascontiguousarray(x), random_rows(3, width), 1e-5)
     assert_same_bits(compiled.rms_norm(*arguments), reference.rms_norm(*arguments))
     assert_same_bits(compiled.silu_multiply(gate, x), reference.silu_multiply(gate, x))
+    for summand in (gate, gate[1]):
+        assert_same_bits(compiled.add(x, summand), reference.add(x, summand))
+
+
+@pytest.mark.parametrize("width", [8, 24, 40, 128])
+def test_a_norm_of_heads_is_the_norm_of_each_head(kernels, width) -> None:
+    x, weight = random_rows(1, 5, 3, width), random_rows(2, width)
+    every = kernels.rms_norm(x, weight, 1e-6)
+    for head in range(3):
+        one = kernels.rms_norm(np.ascontiguousarray(x[:, head]), weight, 1e-6)
+        assert_same_bits(every[:, head], one)
 
 
 def test_every_half_and_every_rounding_tie(compiled, reference) -> None:
@@ -154,6 +165,8 @@ def test_any_number_of_threads(crew, compiled) -> None:
         weight = random_rows(6, 96)
         assert_same_bits(kernels.rms_norm(x, weight, 1e-6), compiled.rms_norm(x, weight, 1e-6))
         assert_same_bits(kernels.silu_multiply(x, x), compiled.silu_multiply(x, x))
+        assert_same_bits(kernels.add(x, x), compiled.add(x, x))
+        assert_same_bits(kernels.add(x, weight), compiled.add(x, weight))
         assert_same_bits(kernels.expand(kernels.shrink(x)), compiled.expand(compiled.shrink(x)))
         one, other = queries.copy(), queries.copy()
         kernels.rope(one, table)
@@ -172,6 +185,8 @@ def test_no_tokens_are_no_trouble(kernels) -> None:
     assert kernels.expand(kernels.shrink(nothing)).shape == (0, 64)
     assert kernels.rms_norm(nothing, np.ones(64, np.float32), 1e-5).shape == (0, 64)
     assert kernels.silu_multiply(nothing, nothing).shape == (0, 64)
+    assert kernels.add(nothing, nothing).shape == (0, 64)
+    assert kernels.add(nothing, np.ones(64, np.float32)).shape == (0, 64)
     cache = allocate_cache_layer(2, 16, 64)
     heads = np.zeros((0, 2, 16), np.float32)
     kernels.rope(heads, np.zeros((0, 2, 8), np.float32))
