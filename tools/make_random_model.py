@@ -2,12 +2,14 @@
 
 It answers whether a shape fits and how fast it is, where no trained model is at hand.
 
-The file is as large as a trained one of the same shape and type, its vocabulary is a valid one of
-the SentencePiece kind, and its activations keep a sane size through all layers; its answers mean
-nothing. Weights go to the disk as they are made, a few MiB at a time.
+There are shapes of every family. The file is as large as a trained one of the same shape and type,
+its vocabulary is a valid one of the SentencePiece kind, and its activations keep a sane size
+through all layers; its answers mean nothing. Weights go to the disk as they are made, a few MiB at
+a time.
 
     python tools/make_random_model.py --shape tinyllama-1.1b --type Q4_0 model.gguf
     python tools/make_random_model.py --shape tiny --layers 8 --type F32 model.gguf
+    python tools/make_random_model.py --shape qwen3-30b-a3b --layers 4 --type Q4_K_M model.gguf
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ SPACE = "▁"
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The dimensions of a llama; ``tied`` means that the embedding is also the output."""
+    """The dimensions of a model; ``tied`` means that the embedding is also the output.
+
+    ``head_width`` 0 is width / heads, ``rope_dimensions`` 0 the whole head. ``feed_forward`` is
+    that of one expert where there are ``experts``, ``used`` of which a token meets. ``window`` is
+    what some layers' attention sees, 0 everything. ``rope_factors`` divide RoPE's frequencies, as
+    Llama 3.1's do; ``original_context`` brings Phi 3's two sets of them.
+    """
 
     layers: int
     width: int
@@ -49,16 +57,73 @@ class Shape:
     context: int
     tied: bool = False
     rope_base: float = 10000.0
+    architecture: str = "llama"
+    head_width: int = 0
+    experts: int = 0
+    used: int = 0
+    window: int = 0
+    rope_dimensions: int = 0
+    rope_scale: float = 0.0
+    rope_factors: bool = False
+    original_context: int = 0
+
+    @property
+    def head(self) -> int:
+        """Numbers in a head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def turned(self) -> int:
+        """Numbers of a head that RoPE turns."""
+        return self.rope_dimensions or self.head
 
 
+TINY = Shape(4, 64, 4, 2, 128, 512, 512)
 SHAPES = {
-    "tiny": Shape(4, 64, 4, 2, 128, 512, 512),
-    "tiny-tied": Shape(4, 64, 4, 2, 128, 512, 512, tied=True),
+    "tiny": TINY,
+    "tiny-tied": dataclasses.replace(TINY, tied=True),
+    "tiny-llama-3.1": dataclasses.replace(TINY, rope_base=500000.0, rope_factors=True),
+    "tiny-qwen2": dataclasses.replace(TINY, architecture="qwen2", tied=True),
+    "tiny-qwen3": dataclasses.replace(TINY, architecture="qwen3", head_width=32),
+    "tiny-qwen3moe": dataclasses.replace(
+        TINY, architecture="qwen3moe", head_width=32, feed_forward=32, experts=16, used=4
+    ),
+    "tiny-gemma3": dataclasses.replace(
+        TINY, architecture="gemma3", layers=7, head_width=32, window=48, rope_scale=8.0, tied=True
+    ),
+    "tiny-phi3": dataclasses.replace(TINY, architecture="phi3", kv_heads=4, window=47),
+    "tiny-phi3-long": dataclasses.replace(
+        TINY, architecture="phi3", head_width=32, rope_dimensions=24, original_context=256
+    ),
     "small": Shape(8, 256, 8, 4, 704, 2048, 1024),
+    "small-qwen3moe": Shape(
+        *(6, 256, 8, 2, 256, 2048, 1024, False, 1e6, "qwen3moe", 64), experts=32, used=4
+    ),
     "smollm-135m": Shape(30, 576, 9, 3, 1536, 49152, 2048, tied=True),
     "tinyllama-1.1b": Shape(22, 2048, 32, 4, 5632, 32000, 2048),
-    "llama-3.2-1b": Shape(16, 2048, 32, 8, 8192, 128256, 8192, tied=True, rope_base=500000.0),
     "llama-2-7b": Shape(32, 4096, 32, 32, 11008, 32000, 4096),
+    "llama-3.2-1b": Shape(
+        16, 2048, 32, 8, 8192, 128256, 131072, tied=True, rope_base=500000.0, rope_factors=True
+    ),
+    "mistral-7b": Shape(32, 4096, 32, 8, 14336, 32768, 32768, rope_base=1e6),
+    "qwen2.5-0.5b": Shape(
+        24, 896, 14, 2, 4864, 151936, 32768, tied=True, rope_base=1e6, architecture="qwen2"
+    ),
+    "qwen3-0.6b": Shape(
+        *(28, 1024, 16, 8, 3072, 151936, 40960, True, 1e6), architecture="qwen3", head_width=128
+    ),
+    "qwen3-30b-a3b": Shape(
+        *(48, 2048, 32, 4, 768, 151936, 40960, False, 1e6, "qwen3moe", 128), experts=128, used=8
+    ),
+    "gemma-3-1b": Shape(
+        *(26, 1152, 4, 1, 6912, 262144, 32768, True, 1e6, "gemma3", 256), window=512
+    ),
+    "phi-3-mini": Shape(32, 3072, 32, 32, 8192, 32064, 4096, architecture="phi3", window=2047),
+    "phi-4-mini": Shape(
+        *(32, 3072, 24, 8, 8192, 200064, 131072, True, 10000.0, "phi3", 128),
+        rope_dimensions=96,
+        original_context=4096,
+    ),
 }
 
 
@@ -121,6 +186,33 @@ def _as_q4_0(random: Generator, count: int, deviation: float, mean: float) -> ND
     return blocks.reshape(-1)
 
 
+def _as_q4_k(random: Generator, count: int, deviation: float, mean: float) -> NDArray[np.uint8]:
+    # d * scale * (nibble - 7.5); scales of 24..39 have a root mean square of 31.8, nibbles 4.61.
+    assert mean == 0
+    blocks = np.empty((count // 256, 144), dtype=np.uint8)
+    scales = random.integers(24, 40, (count // 256, 8), dtype=np.uint8)
+    first, later = scales[:, :4], scales[:, 4:]
+    blocks[:, 4:8] = blocks[:, 8:12] = first | later >> 4 << 6
+    blocks[:, 12:16] = (later & 15) * np.uint8(17)
+    blocks[:, 16:] = random.integers(0, 256, (count // 256, 128), dtype=np.uint8)
+    blocks[:, :2] = _scales(random, count // 256, deviation / (31.8 * 4.61))
+    halves = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    blocks[:, 2:4] = (halves * np.float32(7.5)).astype("<f2").view(np.uint8)
+    return blocks.reshape(-1)
+
+
+def _as_q6_k(random: Generator, count: int, deviation: float, mean: float) -> NDArray[np.uint8]:
+    # d * scale * (0..63 - 32), deviation 18.5; scales of 48..79 (64.2) with either sign.
+    assert mean == 0
+    blocks = np.empty((count // 256, 210), dtype=np.uint8)
+    blocks[:, :192] = random.integers(0, 256, (count // 256, 192), dtype=np.uint8)
+    scales = random.integers(48, 80, (count // 256, 16), dtype=np.int8)
+    signs = random.integers(0, 2, scales.shape, dtype=np.int8) * np.int8(2) - np.int8(1)
+    blocks[:, 192:208] = (scales * signs).view(np.uint8)
+    blocks[:, 208:] = _scales(random, count // 256, deviation / (64.2 * 18.5))
+    return blocks.reshape(-1)
+
+
 def _scales(random: Generator, blocks: int, scale: float) -> NDArray[np.uint8]:
     # Unlike from block to block, so that a block read with another's scale is noticed.
     scales = (0.75 + 0.5 * random.random(blocks, dtype=np.float32)) * np.float32(scale)
@@ -132,39 +224,85 @@ KINDS = {
     "F16": Kind(1, 1, 1, 2, _as_f16),
     "Q4_0": Kind(2, 2, 32, 18, _as_q4_0),
     "Q8_0": Kind(8, 7, 32, 34, _as_q8_0),
+    "Q4_K": Kind(12, 14, 256, 144, _as_q4_k),
+    "Q6_K": Kind(14, 18, 256, 210, _as_q6_k),
 }
+MIXTURE = "Q4_K_M"  # as real files mix: embedding, output, values and ffn_down in Q6_K
+MIXTURE_FILE_TYPE = 15
+WIDER = ("token_embd", "output", "attn_v", "ffn_down", "ffn_down_exps")
 
 
 def model_tensors(shape: Shape) -> list[Matrix]:
     """Return the tensors in file order, scaled so that no activation grows or vanishes.
 
     A matrix of K columns keeps the size of its input with a deviation of 1 / sqrt(K). The two
-    that add to the hidden state are smaller by sqrt(2 layers), so that their sum stays near 1.
+    parts of a layer that add to the hidden state are smaller by sqrt(2 layers), so that their sum
+    stays near 1.
     """
-    kv_width = shape.width // shape.heads * shape.kv_heads
+    # Gemma multiplies what it embeds by sqrt(width), and so it comes out as large as the others'.
     keeping = 1 / math.sqrt(shape.width)
-    adding = 1 / math.sqrt(2 * shape.layers)
-    tensors = [Matrix("token_embd.weight", (shape.width, shape.vocabulary), 2 * keeping)]
+    embedded = keeping if shape.architecture == "gemma3" else 2 * keeping
+    tensors = [Matrix("token_embd.weight", (shape.width, shape.vocabulary), embedded)]
     for layer in range(shape.layers):
-        inner = shape.feed_forward
-        tensors += [
-            Matrix(f"blk.{layer}.{name}.weight", dimensions, deviation, mean)
-            for name, dimensions, deviation, mean in (
-                ("attn_norm", (shape.width,), 0.1, 1.0),
-                ("attn_q", (shape.width, shape.width), keeping, 0.0),
-                ("attn_k", (shape.width, kv_width), keeping, 0.0),
-                ("attn_v", (shape.width, kv_width), keeping, 0.0),
-                ("attn_output", (shape.width, shape.width), keeping * adding, 0.0),
-                ("ffn_norm", (shape.width,), 0.1, 1.0),
-                ("ffn_gate", (shape.width, inner), keeping, 0.0),
-                ("ffn_up", (shape.width, inner), keeping, 0.0),
-                ("ffn_down", (inner, shape.width), adding / math.sqrt(inner), 0.0),
-            )
-        ]
-    tensors.append(Matrix("output_norm.weight", (shape.width,), 0.1, 1.0))
+        parts = (*_attention(shape), *_feed_forward(shape))
+        tensors += [part._replace(name=f"blk.{layer}.{part.name}") for part in parts]
+    tensors.append(_norm("output_norm.weight", shape.width))
     if not shape.tied:
         tensors.append(Matrix("output.weight", (shape.width, shape.vocabulary), 2 * keeping))
+    pairs = (shape.turned // 2,)
+    if shape.rope_factors:
+        tensors.append(Matrix("rope_freqs.weight", pairs, 0.5, 4.0))
+    if shape.original_context:
+        tensors.append(Matrix("rope_factors_long.weight", pairs, 0.5, 8.0))
+        tensors.append(Matrix("rope_factors_short.weight", pairs, 0.05, 1.1))
     return tensors
+
+
+def _norm(name: str, width: int, mean: float = 1.0) -> Matrix:
+    return Matrix(name, (width,), mean / 10, mean)
+
+
+def _attention(shape: Shape) -> Iterator[Matrix]:
+    family, width = shape.architecture, shape.width
+    queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    keeping, adding = 1 / math.sqrt(width), 1 / math.sqrt(2 * shape.layers)
+    yield _norm("attn_norm.weight", width)
+    if family == "phi3":
+        yield Matrix("attn_qkv.weight", (width, queries + 2 * keys), keeping)
+    else:
+        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+            yield Matrix(f"attn_{name}.weight", (width, rows), keeping)
+            if family == "qwen2":
+                yield Matrix(f"attn_{name}.bias", (rows,), 0.2)
+    if family in ("qwen3", "qwen3moe", "gemma3"):
+        yield _norm("attn_q_norm.weight", shape.head)
+        yield _norm("attn_k_norm.weight", shape.head)
+    yield Matrix("attn_output.weight", (queries, width), adding / math.sqrt(queries))
+    if family == "gemma3":
+        yield _norm("post_attention_norm.weight", width, adding)
+
+
+def _feed_forward(shape: Shape) -> Iterator[Matrix]:
+    family, width, inner = shape.architecture, shape.width, shape.feed_forward
+    keeping, adding = 1 / math.sqrt(width), 1 / math.sqrt(2 * shape.layers)
+    yield _norm("ffn_norm.weight", width)
+    if shape.experts:
+        # So wide that the experts' shares differ, as a trained router's do.
+        yield Matrix("ffn_gate_inp.weight", (width, shape.experts), 2 * keeping)
+        yield Matrix("ffn_gate_exps.weight", (width, inner, shape.experts), keeping)
+        yield Matrix("ffn_up_exps.weight", (width, inner, shape.experts), keeping)
+        yield Matrix(
+            "ffn_down_exps.weight", (inner, width, shape.experts), adding / math.sqrt(inner)
+        )
+    elif family == "phi3":
+        yield Matrix("ffn_up.weight", (width, 2 * inner), keeping)
+        yield Matrix("ffn_down.weight", (inner, width), adding / math.sqrt(inner))
+    else:
+        yield Matrix("ffn_gate.weight", (width, inner), keeping)
+        yield Matrix("ffn_up.weight", (width, inner), keeping)
+        yield Matrix("ffn_down.weight", (inner, width), adding / math.sqrt(inner))
+    if family == "gemma3":
+        yield _norm("post_ffw_norm.weight", width, adding)
 
 
 def vocabulary_pieces(size: int) -> Iterator[tuple[str, float, int]]:
@@ -198,9 +336,15 @@ def write_model(path: Path, shape: Shape, kind_name: str, seed: int = 0) -> None
 
 
 def _kind_of(tensor: Matrix, kind_name: str) -> Kind:
-    kind = KINDS[kind_name]
-    fits = len(tensor.shape) > 1 and tensor.shape[0] % kind.block_size == 0
-    return kind if fits else KINDS["F32"]
+    """Return the type of a tensor: rows of no whole blocks get a wider one, vectors F32."""
+    if len(tensor.shape) == 1 or "ffn_gate_inp." in tensor.name:
+        return KINDS["F32"]
+    if kind_name == MIXTURE:
+        kind_name = "Q6_K" if tensor.name.split(".")[-2] in WIDER else "Q4_K"
+    for name in (kind_name, "Q8_0"):
+        if tensor.shape[0] % KINDS[name].block_size == 0:
+            return KINDS[name]
+    return KINDS["F32"]
 
 
 def _write_tensor(file: BinaryIO, random: Generator, tensor: Matrix, kind: Kind) -> None:
@@ -228,29 +372,50 @@ def _header(shape: Shape, kind_name: str, tensors: list[tuple[Matrix, Kind]]) ->
 
 
 def _metadata(shape: Shape, kind_name: str) -> list[bytes]:
+    name = shape.architecture
+    file_type = MIXTURE_FILE_TYPE if kind_name == MIXTURE else KINDS[kind_name].file_type
     numbers = {
-        "llama.context_length": shape.context,
-        "llama.embedding_length": shape.width,
-        "llama.block_count": shape.layers,
-        "llama.feed_forward_length": shape.feed_forward,
-        "llama.attention.head_count": shape.heads,
-        "llama.attention.head_count_kv": shape.kv_heads,
-        "llama.rope.dimension_count": shape.width // shape.heads,
-        "llama.vocab_size": shape.vocabulary,
-        "general.file_type": KINDS[kind_name].file_type,
+        f"{name}.context_length": shape.context,
+        f"{name}.embedding_length": shape.width,
+        f"{name}.block_count": shape.layers,
+        f"{name}.feed_forward_length": shape.feed_forward * (shape.used or 1),
+        f"{name}.attention.head_count": shape.heads,
+        f"{name}.attention.head_count_kv": shape.kv_heads,
+        f"{name}.attention.key_length": shape.head,
+        f"{name}.attention.value_length": shape.head,
+        f"{name}.rope.dimension_count": shape.turned,
+        f"{name}.vocab_size": shape.vocabulary,
+        "general.file_type": file_type,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
     fractions = {
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": shape.rope_base,
+        f"{name}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{name}.rope.freq_base": shape.rope_base,
     }
     texts = {
-        "general.architecture": "llama",
+        "general.architecture": name,
         "general.name": "random",
         "tokenizer.ggml.model": "llama",
     }
+    if shape.experts:
+        numbers |= {
+            f"{name}.expert_count": shape.experts,
+            f"{name}.expert_used_count": shape.used,
+            f"{name}.expert_feed_forward_length": shape.feed_forward,
+        }
+    if shape.window:
+        numbers[f"{name}.attention.sliding_window"] = shape.window
+    if shape.rope_scale:
+        texts[f"{name}.rope.scaling.type"] = "linear"
+        fractions[f"{name}.rope.scaling.factor"] = shape.rope_scale
+    if shape.original_context:
+        longer = math.log(shape.context / shape.original_context)
+        numbers[f"{name}.rope.scaling.original_context_length"] = shape.original_context
+        fractions[f"{name}.rope.scaling.attn_factor"] = math.sqrt(
+            1 + longer / math.log(shape.original_context)
+        )
     pieces, scores, types = zip(*vocabulary_pieces(shape.vocabulary), strict=True)
     arrays = {
         "tokenizer.ggml.tokens": (8, b"".join(map(_string, pieces))),
@@ -276,11 +441,13 @@ def _shape_from(arguments: argparse.Namespace) -> Shape:
     given = {
         field.name: getattr(arguments, field.name)
         for field in dataclasses.fields(Shape)
-        if getattr(arguments, field.name) is not None
+        if getattr(arguments, field.name, None) is not None
     }
     shape = dataclasses.replace(SHAPES[arguments.shape], **given)
-    if shape.width % shape.heads or shape.heads % shape.kv_heads:
+    if (shape.width % shape.heads and not shape.head_width) or shape.heads % shape.kv_heads:
         sys.exit("width must be a multiple of heads, and heads of kv-heads")
+    if not 0 <= shape.used <= shape.experts:
+        sys.exit("no more experts can be used than there are")
     if shape.vocabulary < 260:
         sys.exit("the vocabulary needs at least 260 tokens")
     return shape
@@ -290,10 +457,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("path", type=Path, help="where to write the model")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--type", choices=KINDS, default="Q4_0", help="of the matrices")
+    kinds = [*KINDS, MIXTURE]
+    parser.add_argument("--type", choices=kinds, default="Q4_0", help="of the matrices")
     parser.add_argument("--seed", type=int, default=0)
-    for name in ("layers", "width", "heads", "kv_heads", "feed_forward", "vocabulary", "context"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's")
+    for field in dataclasses.fields(Shape):
+        if field.type == "int":
+            option = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(option, type=int, help="instead of the shape's")
     parser.add_argument("--rope-base", type=float, help="instead of the shape's")
     parser.add_argument(
         "--tied", action=argparse.BooleanOptionalAction, help="the embedding is also the output"

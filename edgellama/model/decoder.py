@@ -1,4 +1,4 @@
-"""One decoder layer of llama: attention and a gated feed-forward unit, each added to its input.
+"""One decoder layer: attention and a gated feed-forward unit, each added to its input.
 
 T tokens at positions ``position`` to ``position + T - 1``. What enters and leaves is fp16 with
 an exponent a row (``HiddenRows``); inside the layer everything is float32. Where ``kernels`` record
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from edgellama_kernels import CacheLayer, HiddenRows, Verbs
+    from edgellama_kernels import CacheLayer, HiddenRows, PackedMatrix, Rows, Verbs
     from numpy.typing import NDArray
 
     from edgellama.model.config import ModelConfig
@@ -35,13 +35,17 @@ def decode_layer(
     # Attention                                                                       shape
     x = kernels.expand(hidden)  # [T, width]
     rows = kernels.prepare(kernels.rms_norm(x, weights.attention_norm, config.epsilon))
-    queries = kernels.matmul(weights.query, rows)
-    keys = kernels.matmul(weights.key, rows)
-    values = kernels.matmul(weights.value, rows)
+    queries = _projected(kernels, weights.query, weights.query_bias, rows)
+    keys = _projected(kernels, weights.key, weights.key_bias, rows)
+    values = _projected(kernels, weights.value, weights.value_bias, rows)
 
     queries = queries.reshape(-1, config.heads, config.head_width)  # [T, heads, head_width]
     keys = keys.reshape(-1, config.kv_heads, config.head_width)  # [T, kv_heads, head_width]
     values = values.reshape(-1, config.kv_heads, config.head_width)  # [T, kv_heads, head_width]
+    if weights.query_norm is not None:
+        queries = kernels.rms_norm(queries, weights.query_norm, config.epsilon)
+    if weights.key_norm is not None:
+        keys = kernels.rms_norm(keys, weights.key_norm, config.epsilon)
     kernels.rope(queries, turns)
     kernels.rope(keys, turns)
     kernels.store(cache, keys, values, position)
@@ -56,3 +60,11 @@ def decode_layer(
     activated = kernels.prepare(kernels.silu_multiply(gate, up))
     x = kernels.matmul(weights.down, activated, x)  # [T, width]
     return kernels.shrink(x)
+
+
+def _projected(
+    kernels: Verbs, matrix: PackedMatrix, bias: NDArray[np.float32] | None, rows: Rows
+) -> NDArray[np.float32]:
+    """Return [T, matrix.rows], with the bias of a family that has one."""
+    y = kernels.matmul(matrix, rows)
+    return y if bias is None else kernels.add(y, bias)

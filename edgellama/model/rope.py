@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellama.model.config import ModelConfig
+    from edgellama.model.rope_settings import Rope
 
 DECIMAL_DIGITS = 60
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
@@ -46,12 +46,10 @@ _RADIANS_PER_UNIT = 6.283185307179586 * 2.0**-53  # one unit is a turn / 2^53
 class RopeTable:
     """Cosines and sines of any position, computed in chunks, of which the latest are kept."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        # Pairs beyond rope_dimensions do not turn: cosine 1, sine 0.
-        self._turns = np.zeros(config.head_width // 2, np.uint64)
-        self._turns[: config.rope_dimensions // 2] = turns_per_position(
-            config.rope_base, config.rope_dimensions, config.rope_scale, config.rope_factors
-        )
+    def __init__(self, rope: Rope, head_width: int) -> None:
+        # Pairs beyond its dimensions do not turn: cosine 1, sine 0.
+        self._turns = np.zeros(head_width // 2, np.uint64)
+        self._turns[: rope.dimensions // 2] = turns_per_position(rope)
         self._chunks: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, position: int, count: int) -> NDArray[np.float32]:
@@ -79,16 +77,14 @@ class RopeTable:
         return chunk
 
 
-def turns_per_position(
-    base: float, dimensions: int, scale: float, factors: tuple[float, ...]
-) -> NDArray[np.uint64]:
+def turns_per_position(rope: Rope) -> NDArray[np.uint64]:
     """Return uint64 [dimensions // 2]: 2^64 base^(-2i/dimensions) / (2 pi scale factors[i])."""
     turns = []
     with localcontext(Context(prec=DECIMAL_DIGITS, rounding=ROUND_HALF_EVEN)):
-        logarithm = Decimal(base).ln()
-        for index in range(dimensions // 2):
-            radians = (-logarithm * 2 * index / dimensions).exp()
-            fraction = radians / (2 * PI) / Decimal(scale) / Decimal(factors[index])
+        logarithm = Decimal(rope.base).ln()
+        for index, factor in enumerate(rope.factors):
+            radians = (-logarithm * 2 * index / rope.dimensions).exp()
+            fraction = radians / (2 * PI) / Decimal(rope.scale) / Decimal(factor)
             turns.append(int((fraction * 2**64).to_integral_value()) % 2**64)
     return np.array(turns, np.uint64)
 

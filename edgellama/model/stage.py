@@ -49,7 +49,7 @@ class Stage:
         self.sessions_max = sessions_max
         self._config = config
         self._layers = tuple(layers)
-        self._rope = RopeTable(config)
+        self._rope = RopeTable(config.rope, config.head_width)
         self._sessions: dict[int, SessionCache] = {}
         self.use(kernels)
 

@@ -1,43 +1,47 @@
 """A layer's weights, and home's, packed into one flat buffer each.
 
-A buffer holds the packed matrices (``edgellama_kernels.PackedMatrix``) and the float32 norms one
-after the other, each at a multiple of 64 bytes. Where each lies follows from the configuration
-and the tensors' types alone, so a buffer made on one device can be mapped and used on another.
+A buffer holds the packed matrices (``edgellama_kernels.PackedMatrix``) and the float32 norms and
+biases one after the other, each at a multiple of 64 bytes. Where each lies follows from the
+configuration and the tensors' types alone, so a buffer made on one device can be mapped and used
+on another.
 
-Rows of the query and key matrices are stored in half-split order: a llama file rotates
-neighbouring pairs (2i, 2i+1) of a head, the kernels rotate (i, i + head_width / 2).
+What RoPE turns is stored in the kernels' order: they rotate the numbers (i, i + head_width / 2) of
+a head, and a file's family may rotate other pairs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from edgellama_kernels import PackedMatrix, WeightKind, packed_bytes
 
-from edgellama.model.config import ROPE_FACTORS_TENSOR, home_tensor, layer_tensor
 from edgellama.model.gguf_header import file_fault
+from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR
+from edgellama.model.tensor_parts import home_parts, layer_parts, layer_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from edgellama.model.config import ModelConfig
     from edgellama.model.gguf import GgufFile
+    from edgellama.model.tensor_parts import Part
     from edgellama.values import Span
 
 ALIGNMENT_BYTES = 64  # a cache line, and what the packed matrices ask for
 SLICE_BYTES_MAX = 1 << 20  # raw rows packed at a time: the scratch is a few times this
 GROUP_ROWS = 8  # rows are stored in whole groups of this many
 
-_ROTATED = ("attn_q", "attn_k")
-
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Views into one layer's buffer; ``rows x columns`` in the margin."""
+    """Views into one layer's buffer; ``rows x columns`` in the margin.
+
+    What a family does not have is None.
+    """
 
     attention_norm: NDArray[np.float32]  # [width]
     query: PackedMatrix  # heads * head_width x width
@@ -48,6 +52,11 @@ class LayerWeights:
     gate: PackedMatrix  # feed_forward x width
     up: PackedMatrix  # feed_forward x width
     down: PackedMatrix  # width x feed_forward
+    query_bias: NDArray[np.float32] | None = None  # [heads * head_width]
+    key_bias: NDArray[np.float32] | None = None  # [kv_heads * head_width]
+    value_bias: NDArray[np.float32] | None = None  # [kv_heads * head_width]
+    query_norm: NDArray[np.float32] | None = None  # [head_width]
+    key_norm: NDArray[np.float32] | None = None  # [head_width]
 
     @classmethod
     def over(
@@ -58,21 +67,7 @@ class LayerWeights:
         Of ``gguf`` the header alone is read. ``buffer``: uint8 [layer_bytes(...)], may be
         read-only. Raises ModelFileError where its size is not that.
         """
-        sections = _layer_sections(gguf, config, layer)
-        _check_size(gguf, sections, buffer)
-        matrices = {name: _matrix(s, buffer) for name, s in sections.items() if s.kind}
-        norms = {name: _norm(s, buffer) for name, s in sections.items() if not s.kind}
-        return cls(
-            attention_norm=norms["attn_norm"],
-            query=matrices["attn_q"],
-            key=matrices["attn_k"],
-            value=matrices["attn_v"],
-            attention_output=matrices["attn_output"],
-            feed_forward_norm=norms["ffn_norm"],
-            gate=matrices["ffn_gate"],
-            up=matrices["ffn_up"],
-            down=matrices["ffn_down"],
-        )
+        return cls(**_views(gguf, _layer_sections(gguf, config, layer), buffer))
 
 
 @dataclass(frozen=True)
@@ -90,14 +85,8 @@ class HomeWeights:
         Of ``gguf`` the header alone is read. ``buffer``: uint8 [home_bytes(...)], may be
         read-only. Raises ModelFileError where its size is not that.
         """
-        sections = _home_sections(gguf, config)
-        _check_size(gguf, sections, buffer)
-        embedding = _matrix(sections["token_embd"], buffer)
-        return cls(
-            embedding=embedding,
-            output_norm=_norm(sections["output_norm"], buffer),
-            output=embedding if config.tied_output else _matrix(sections["output"], buffer),
-        )
+        views = _views(gguf, _home_sections(gguf, config), buffer)
+        return cls(**{"output": views["embedding"]} | views)
 
 
 def layer_bytes(gguf: GgufFile, config: ModelConfig, layer: int) -> int:
@@ -130,19 +119,20 @@ def needed_tensors(gguf: GgufFile, config: ModelConfig, span: Span, home: bool) 
     The RoPE factors, where the file has them, are needed by every node.
     """
     names = {
-        layer_tensor(layer, name)
+        layer_tensor(layer, part.name)
         for layer in range(span.first, span.past)
-        for name in config.layer_shapes()
+        for part in layer_parts(config)
     }
     if home:
-        names.update(home_tensor(name) for name in config.home_shapes())
+        names.update(part.name for part in home_parts(config))
     names.add(ROPE_FACTORS_TENSOR)
     return [name for name in gguf.tensors if name in names]
 
 
 class _Section(NamedTuple):
-    """Where one tensor lies in a buffer; ``kind`` is None for a norm of ``columns`` float32."""
+    """Where a part lies in a buffer; ``kind`` is None for a vector of ``columns`` float32."""
 
+    field: str
     tensor: str
     kind: WeightKind | None
     rows: int
@@ -152,47 +142,56 @@ class _Section(NamedTuple):
     rotated: bool
 
 
-def _layer_sections(gguf: GgufFile, config: ModelConfig, layer: int) -> dict[str, _Section]:
-    tensors = {name: layer_tensor(layer, name) for name in config.layer_shapes()}
-    return _sections(gguf, config.layer_shapes(), tensors)
+def _layer_sections(gguf: GgufFile, config: ModelConfig, layer: int) -> list[_Section]:
+    return _sections(
+        gguf, [part._replace(name=layer_tensor(layer, part.name)) for part in layer_parts(config)]
+    )
 
 
-def _home_sections(gguf: GgufFile, config: ModelConfig) -> dict[str, _Section]:
-    tensors = {name: home_tensor(name) for name in config.home_shapes()}
-    return _sections(gguf, config.home_shapes(), tensors)
+def _home_sections(gguf: GgufFile, config: ModelConfig) -> list[_Section]:
+    return _sections(gguf, home_parts(config))
 
 
-def _sections(
-    gguf: GgufFile, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]
-) -> dict[str, _Section]:
-    sections = {}
+def _sections(gguf: GgufFile, parts: Iterable[Part]) -> list[_Section]:
+    """Lay parts whose names are whole one after the other."""
+    sections = []
     offset = 0
-    for name, shape in shapes.items():
-        columns = shape[0]
-        if len(shape) == 1:
+    for part in parts:
+        columns = part.shape[0]
+        if len(part.shape) == 1:
             kind, rows, size = None, 1, 4 * columns
         else:
-            kind, rows = WeightKind(gguf.tensors[tensors[name]].kind_name), shape[1]
+            kind, rows = WeightKind(gguf.tensors[part.name].kind_name), part.shape[1]
             size = packed_bytes(kind, rows, columns)
-        rotated = name in _ROTATED
-        sections[name] = _Section(tensors[name], kind, rows, columns, offset, size, rotated)
+        sections.append(
+            _Section(part.field, part.name, kind, rows, columns, offset, size, part.rotated)
+        )
         offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return sections
 
 
-def _total_bytes(sections: Mapping[str, _Section]) -> int:
-    last = list(sections.values())[-1]
+def _total_bytes(sections: Sequence[_Section]) -> int:
+    last = sections[-1]
     return last.offset + -(-last.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _check_size(
-    gguf: GgufFile, sections: Mapping[str, _Section], buffer: NDArray[np.uint8]
-) -> None:
+def _check_size(gguf: GgufFile, sections: Sequence[_Section], buffer: NDArray[np.uint8]) -> None:
     wanted = _total_bytes(sections)
     if buffer.dtype != np.uint8 or buffer.shape != (wanted,):
         raise file_fault(
             gguf.path_name, f"packed weights of {buffer.nbytes} bytes where {wanted} belong"
         )
+
+
+def _views(
+    gguf: GgufFile, sections: Sequence[_Section], buffer: NDArray[np.uint8]
+) -> dict[str, Any]:
+    """Return each part's matrix or vector over the buffer, by its field."""
+    _check_size(gguf, sections, buffer)
+    return {
+        section.field: _matrix(section, buffer) if section.kind else _vector(section, buffer)
+        for section in sections
+    }
 
 
 def _matrix(section: _Section, buffer: NDArray[np.uint8]) -> PackedMatrix:
@@ -201,35 +200,37 @@ def _matrix(section: _Section, buffer: NDArray[np.uint8]) -> PackedMatrix:
     return PackedMatrix(section.kind, section.rows, section.columns, view)
 
 
-def _norm(section: _Section, buffer: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _vector(section: _Section, buffer: NDArray[np.uint8]) -> NDArray[np.float32]:
     view: NDArray[np.float32] = buffer[section.offset : section.offset + section.bytes].view("<f4")
     return view
 
 
 def _pack(
-    gguf: GgufFile,
-    config: ModelConfig,
-    sections: Mapping[str, _Section],
-    buffer: NDArray[np.uint8],
+    gguf: GgufFile, config: ModelConfig, sections: Sequence[_Section], buffer: NDArray[np.uint8]
 ) -> None:
     _check_size(gguf, sections, buffer)
     buffer[:] = 0  # the gaps and the rows that fill up the last group
-    for section in sections.values():
+    for section in sections:
         if section.kind is None:
-            _pack_norm(gguf, section, buffer)
+            _pack_vector(gguf, config, section, buffer)
         else:
-            _pack_matrix(gguf, section, config.head_width, buffer)
+            _pack_matrix(gguf, config, section, buffer)
 
 
-def _pack_norm(gguf: GgufFile, section: _Section, buffer: NDArray[np.uint8]) -> None:
-    norm = _norm(section, buffer)
-    norm[:] = np.frombuffer(gguf.tensor_bytes(section.tensor), "<f4", count=section.columns)
-    if not np.isfinite(norm).all():
+def _pack_vector(
+    gguf: GgufFile, config: ModelConfig, section: _Section, buffer: NDArray[np.uint8]
+) -> None:
+    vector = _vector(section, buffer)
+    numbers = np.frombuffer(gguf.tensor_bytes(section.tensor), "<f4", count=section.columns)
+    if section.rotated:
+        numbers = numbers[kernel_order(np.arange(section.columns), config)]
+    vector[:] = numbers
+    if not np.isfinite(vector).all():
         raise file_fault(gguf.path_name, f"tensor {section.tensor} is not finite")
 
 
 def _pack_matrix(
-    gguf: GgufFile, section: _Section, head_width: int, buffer: NDArray[np.uint8]
+    gguf: GgufFile, config: ModelConfig, section: _Section, buffer: NDArray[np.uint8]
 ) -> None:
     matrix = _matrix(section, buffer)
     row_bytes = gguf.tensors[section.tensor].row_bytes
@@ -238,7 +239,7 @@ def _pack_matrix(
         past = min(first + step, section.rows)
         if section.rotated:
             rows = gguf.tensor_rows(section.tensor, 0, section.rows)
-            raw = rows[half_split_source(np.arange(first, past), head_width)]
+            raw = rows[kernel_order(np.arange(first, past), config)]
         else:
             raw = gguf.tensor_rows(section.tensor, first, past)
         matrix.store_rows(first, raw)
@@ -255,11 +256,22 @@ def _all_finite(matrix: PackedMatrix, groups: slice) -> bool:
     return not any(((halves[groups] & exponent) == exponent).any() for halves in kept)
 
 
-def half_split_source(rows: NDArray[np.int64], head_width: int) -> NDArray[np.int64]:
-    """Return which row of a llama file stands at each of ``rows`` in half-split order.
+def kernel_order(rows: NDArray[np.int64], config: ModelConfig) -> NDArray[np.int64]:
+    """Return which row of a file stands at each of ``rows`` in the kernels' order.
 
-    Within each head, row i comes from 2i and row head_width / 2 + i from 2i + 1.
+    The kernels turn the rows i and head_width / 2 + i of each head, for i below half of RoPE's
+    dimensions. Those are 2i and 2i + 1 in a file that turns neighbours, else i and
+    dimensions / 2 + i; the rows that nothing turns follow in any order, here the file's.
     """
+    head_width = config.head_width
     within = rows % head_width
-    half = head_width // 2
-    return rows - within + np.where(within < half, 2 * within, 2 * (within - half) + 1)
+    second, pair = np.divmod(within, head_width // 2)
+    turned = config.rope.dimensions // 2
+    if config.family.neighbours:
+        source = 2 * pair + second
+    else:
+        left = head_width // 2 - turned  # pairs that do not turn
+        kept = 2 * turned + second * left + pair - turned
+        source = np.where(pair < turned, second * turned + pair, kept)
+    order: NDArray[np.int64] = rows - within + source
+    return order

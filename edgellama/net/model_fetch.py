@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellama.model.config import ROPE_FACTORS_TENSOR
+from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR
 from edgellama.model.weights import needed_tensors
 from edgellama.net.transfer import fetch_chunks, fetch_manifest
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from edgellama.errors import MisuseError
-from edgellama.model.config import home_tensor, layer_tensor
 from edgellama.model.head import Head
 from edgellama.model.perplexity import chunk_nll, chunks_of
 from edgellama.model.stage import Stage
+from edgellama.model.tensor_parts import layer_parts, layer_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
 CHUNKS_MAX: Final = 128  # 64,000 tokens: more change no choice
 # Columns that this text hardly touches still count a little: another text may touch them.
 LEAST_SHARE: Final = 0.01
-
-_NAMES: Final = {
-    "query": "attn_q",
-    "key": "attn_k",
-    "value": "attn_v",
-    "attention_output": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
 
 
 class _Observer:
@@ -90,7 +80,7 @@ def importance_of(
         for name, matrix in _matrices(loaded).items()
         if matrix.address in observer.squares
     }
-    embedding = home_tensor("token_embd")
+    embedding = "token_embd.weight"
     if embedding in shares:
         # It is used twice, and as the embedding each of its columns counts alike.
         shares[embedding] = (shares[embedding] + np.float32(1)) / np.float32(2)
@@ -107,11 +97,10 @@ def _share(squares: NDArray[np.float64]) -> NDArray[np.float32]:
 def _matrices(loaded: LoadedSpan) -> dict[str, PackedMatrix]:
     """Return the matrices by the name of their tensor; the tied output by the embedding's."""
     assert loaded.home is not None
-    tied = loaded.config.tied_output
-    matrices = {home_tensor("token_embd" if tied else "output"): loaded.home.output}
+    output = "token_embd.weight" if loaded.config.tied_output else "output.weight"
+    matrices = {output: loaded.home.output}
     for layer, weights in zip(range(*loaded.span), loaded.layers, strict=True):
-        for field, name in _NAMES.items():
-            matrix = getattr(weights, field, None)
-            if matrix is not None:
-                matrices[layer_tensor(layer, name)] = matrix
+        for part in layer_parts(loaded.config):
+            if len(part.shape) > 1:
+                matrices[layer_tensor(layer, part.name)] = getattr(weights, part.field)
     return matrices

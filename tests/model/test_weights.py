@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import edgellama_kernels
 import gguf
@@ -16,13 +16,15 @@ from model_running import SmallShape, llama_keys, llama_tensors, packed_model, w
 
 from edgellama.errors import ModelFileError
 from edgellama.model.config import ModelConfig
+from edgellama.model.families import FAMILIES, Family
 from edgellama.model.gguf import GgufFile
+from edgellama.model.rope_settings import Rope
 from edgellama.model.weights import (
     SLICE_BYTES_MAX,
     HomeWeights,
     LayerWeights,
-    half_split_source,
     home_bytes,
+    kernel_order,
     layer_bytes,
     needed_tensors,
     pack_home,
@@ -190,14 +192,30 @@ def test_packing_takes_little_memory_besides_the_buffer(tmp_path: Path) -> None:
     assert peak_bytes < 4 * SLICE_BYTES_MAX
 
 
-@given(st.integers(1, 4), st.integers(1, 9))
-def test_half_split_order_is_a_permutation_within_each_head(heads: int, half: int) -> None:
-    width = 2 * half
-    source = half_split_source(np.arange(heads * width), width)
+class Heads(NamedTuple):
+    """As much of a configuration as says in which order rows are packed."""
+
+    family: Family
+    head_width: int
+    rope: Rope
+
+
+@pytest.mark.parametrize("family", [FAMILIES["llama"], FAMILIES["qwen2"]], ids=lambda f: f.name)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 8))
+def test_the_kernels_order_is_a_permutation_that_keeps_pairs(
+    family: Family, heads: int, half: int, still: int
+) -> None:
+    width, turned = 2 * half, max(1, half - still)
+    config = Heads(family, width, Rope(10000.0, 2 * turned, 1.0, (1.0,) * turned))
+    source = kernel_order(np.arange(heads * width), config)  # type: ignore[arg-type]
     assert sorted(source.tolist()) == list(range(heads * width))
     for head in range(heads):
         within = (source[head * width : (head + 1) * width] - head * width).tolist()
-        assert within == [*range(0, width, 2), *range(1, width, 2)]
+        pairs = list(zip(within[:turned], within[half : half + turned], strict=True))
+        if family.neighbours:
+            assert pairs == [(2 * pair, 2 * pair + 1) for pair in range(turned)]
+        else:
+            assert pairs == [(pair, turned + pair) for pair in range(turned)]
 
 
 def test_needed_tensors(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Which tensors a layer and home consist of, and how each is used.
+
+What is listed here is all that is known of a family's tensors: the check of a file, the packed
+weights, what a node fetches and what it costs all follow from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from edgellama.model.config import ModelConfig
+
+
+class Part(NamedTuple):
+    """One tensor of a layer or of home.
+
+    ``field``: what the packed weights call it. ``name``: the tensor's, without its layer.
+    ``shape``: in GGUF's order, columns first. ``rotated``: RoPE turns what it makes, so its rows,
+    or a vector's numbers, are put into the order of the kernels, head by head.
+    """
+
+    field: str
+    name: str
+    shape: tuple[int, ...]
+    rotated: bool = False
+
+
+def layer_parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Return a layer's parts in the order in which they are packed; all layers have the same."""
+    return (*_attention_parts(config), *_feed_forward_parts(config))
+
+
+def home_parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Return home's parts; a tied output is the embedding."""
+    matrix = (config.width, config.vocabulary)
+    parts = (
+        Part("embedding", "token_embd.weight", matrix),
+        Part("output_norm", "output_norm.weight", (config.width,)),
+    )
+    return parts if config.tied_output else (*parts, Part("output", "output.weight", matrix))
+
+
+def layer_tensor(layer: int, name: str) -> str:
+    """Return the GGUF name of a layer's tensor, such as ``blk.3.attn_q.weight``."""
+    return f"blk.{layer}.{name}"
+
+
+def _attention_parts(config: ModelConfig) -> list[Part]:
+    width, head_width = config.width, config.head_width
+    queries, keys = config.heads * head_width, config.kv_heads * head_width
+    parts = [
+        Part("attention_norm", "attn_norm.weight", (width,)),
+        Part("query", "attn_q.weight", (width, queries), rotated=True),
+        Part("key", "attn_k.weight", (width, keys), rotated=True),
+        Part("value", "attn_v.weight", (width, keys)),
+        Part("attention_output", "attn_output.weight", (queries, width)),
+    ]
+    if config.family.biases:
+        parts += [
+            Part("query_bias", "attn_q.bias", (queries,), rotated=True),
+            Part("key_bias", "attn_k.bias", (keys,), rotated=True),
+            Part("value_bias", "attn_v.bias", (keys,)),
+        ]
+    if config.family.head_norms:
+        parts += [
+            Part("query_norm", "attn_q_norm.weight", (head_width,), rotated=True),
+            Part("key_norm", "attn_k_norm.weight", (head_width,), rotated=True),
+        ]
+    return parts
+
+
+def _feed_forward_parts(config: ModelConfig) -> list[Part]:
+    width, inner = config.width, config.feed_forward
+    return [
+        Part("feed_forward_norm", "ffn_norm.weight", (width,)),
+        Part("gate", "ffn_gate.weight", (width, inner)),
+        Part("up", "ffn_up.weight", (width, inner)),
+        Part("down", "ffn_down.weight", (inner, width)),
+    ]
