@@ -15,6 +15,7 @@ from edgellama.mesh.effects import (
     Job,
     JobResult,
     Outbox,
+    PromptTokens,
     StageJob,
     ToAsker,
     TokenizeJob,
@@ -173,8 +174,7 @@ class MeshNode:
             assert isinstance(result, int)
             self.home.token_made(job, result, now)
         elif isinstance(job, TokenizeJob):
-            assert isinstance(result, tuple)
-            assert not isinstance(result, HiddenRows)
+            assert isinstance(result, PromptTokens)
             self.home.tokenized(job.session, result, now)
 
     def status(self, request: int = 0) -> StatusReply:

@@ -79,10 +79,11 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Turn what is asked into tokens; the result is a tuple of token ids."""
+    """Turn what is asked into tokens that leave room in ``context``; the result is PromptTokens."""
 
     session: int
     ask: Ask
+    context: int
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,15 @@ class CloseJob:
     session: int
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a model reads of a question; see ``Piece``."""
+
+    tokens: tuple[int, ...]
+    turns_kept: int
+    is_templated: bool
+
+
 Job = TokenizeJob | StageJob | HeadJob | CloseJob
 
 
@@ -136,7 +146,7 @@ class Run:
 
 Effect = Send | Dial | LoadPlan | DropEpochsBefore | ToAsker | Tell | Administer | GiveUp | Run
 
-JobResult = tuple[int, ...] | HiddenRows | int | None
+JobResult = PromptTokens | HiddenRows | int | None
 
 
 class Outbox:

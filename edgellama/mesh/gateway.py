@@ -18,6 +18,7 @@ from edgellama.wire.messages import (
     Finished,
     Notice,
     Piece,
+    with_turns_kept,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ class Gateway:
         if isinstance(message, Failure):
             self._end(request, message)
             return True
+        if isinstance(message, Piece):
+            # The next home shall leave out the same turns, whatever its context.
+            request.ask = with_turns_kept(request.ask, message.turns_kept)
         for due in request.answer.accept(message):
             if isinstance(due, Finished):
                 self._end(request, due)

@@ -17,7 +17,7 @@ from edgellama.errors import (
     PromptTooLongError,
     WireError,
 )
-from edgellama.mesh.effects import HeadJob, Outbox, Run, TokenizeJob
+from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, Run, TokenizeJob
 from edgellama.mesh.home_session import CLOSING, QUEUED, RUNNING, TOKENIZING, Session
 from edgellama.mesh.stage_role import steps_under_way_max
 from edgellama.model.sampling import validate
@@ -31,6 +31,7 @@ from edgellama.wire.messages import (
     SessionClosed,
     Step,
     StepFailed,
+    with_turns_kept,
 )
 
 if TYPE_CHECKING:
@@ -131,12 +132,12 @@ class Home:
             if session.gateway == gateway:
                 self._stop(session, now)
 
-    def tokenized(self, session_id: int, tokens: tuple[int, ...], now: float) -> None:
+    def tokenized(self, session_id: int, prompt: PromptTokens, now: float) -> None:
         """Queue the session, or refuse a prompt that leaves no room for an answer."""
         session = self._sessions.get(session_id)
         if session is None or session.state != TOKENIZING or self._plan is None:
             return
-        context = self._plan.context
+        context, tokens = self._plan.context, prompt.tokens
         if len(tokens) >= context:
             error = PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens and this mesh keeps a context of {context}: "
@@ -145,6 +146,9 @@ class Home:
             self.fail(session_id, error, now)
             return
         assert self._vocabulary is not None
+        # Whoever asks again, or begins again, shall leave out the same turns.
+        session.ask = with_turns_kept(session.ask, prompt.turns_kept)
+        session.is_templated = prompt.is_templated
         session.prompt = tokens
         session.generated = list(session.ask.tokens[: context - len(tokens)])
         session.stream = self._vocabulary.stream()
@@ -184,10 +188,8 @@ class Home:
         if is_end:
             self._begin_close(session, "stop", now)
             return
-        index = len(session.generated)
         session.generated.append(token)
-        text = session.stream.push(token)
-        self._reply(session.gateway, Piece(session.ask.request, index, (token,), text))
+        self._say(session, len(session.generated) - 1, session.stream.push(token))
         if len(session.generated) >= session.ask.tokens_max or session.known >= self._plan.context:
             self._begin_close(session, "length", now)
         else:
@@ -237,7 +239,8 @@ class Home:
         return None
 
     def _tokenize(self, session: Session) -> None:
-        self._outbox.put(Run(TokenizeJob(session.id, session.ask)))
+        assert self._plan is not None
+        self._outbox.put(Run(TokenizeJob(session.id, session.ask, self._plan.context)))
 
     def _begin_again(self, session: Session) -> None:
         """Under a new epoch no stage knows the session: its known tokens go round once more."""
@@ -288,6 +291,12 @@ class Home:
         job = HeadJob(self._plan.epoch, session.id, past, hidden, sampling, recent)
         self._outbox.put(Run(job))
 
+    def _say(self, session: Session, index: int, text: str) -> None:
+        """Say one token of the answer, with the text that it completes."""
+        token, kept = session.generated[index], len(session.ask.history)
+        piece = Piece(session.ask.request, index, (token,), text, kept, session.is_templated)
+        self._reply(session.gateway, piece)
+
     def _say_again(self, session: Session, known: int) -> None:
         """Repeat the tokens that a gateway has missed, with the text that they complete."""
         assert self._vocabulary is not None
@@ -295,8 +304,7 @@ class Home:
         for index, token in enumerate(session.generated):
             text = stream.push(token)
             if index >= known:
-                piece = Piece(session.ask.request, index, (token,), text)
-                self._reply(session.gateway, piece)
+                self._say(session, index, text)
 
     def _stop(self, session: Session, now: float) -> None:
         if session.state in (RUNNING, CLOSING):

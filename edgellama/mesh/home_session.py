@@ -43,6 +43,7 @@ class Session:
     gateway: NodeId
     state: str = TOKENIZING
     prompt: tuple[int, ...] = ()
+    is_templated: bool = False
     generated: list[int] = field(default_factory=list)
     stream: TextStream | None = None
     fed: int = 0  # positions given to the ring

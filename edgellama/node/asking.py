@@ -29,6 +29,7 @@ from edgellama.wire.messages import (
     Piece,
     StatusQuery,
     StatusReply,
+    with_turns_kept,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class MeshAsker:
                 try:
                     for message in self._said(ask.request, order, stop):
                         is_over = isinstance(message, Finished)
+                        if isinstance(message, Piece):
+                            ask = with_turns_kept(ask, message.turns_kept)
                         yield message
                 except GatewayLostError:
                     self._guest.reconnect(self._members)

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, TokenizeJob
-from edgellama.model.conversation import continued, conversation
+from edgellama.mesh.effects import (
+    CloseJob,
+    HeadJob,
+    Job,
+    JobResult,
+    PromptTokens,
+    StageJob,
+    TokenizeJob,
+)
+from edgellama.model.conversation import continued, conversation, fitting
 from edgellama.model.head import Head
 from edgellama.model.sampling import sample
 from edgellama.model.stage import Stage
 from edgellama.node.kernels import prove
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellama_kernels import HiddenRows, Kernels
 
     from edgellama.model.chat_template import ChatTemplate
     from edgellama.model.config import ModelConfig
     from edgellama.model.tokenizer import Tokenizer
     from edgellama.model.weights import HomeWeights, LayerWeights
-    from edgellama.values import Plan, Span
+    from edgellama.values import Plan, Span, Turn
     from edgellama.wire.messages import Ask
 
 
@@ -110,22 +121,34 @@ class Engine:
                 logits = self._head(job.epoch).logits(job.hidden)[-1]
                 return sample(logits, job.sampling, job.position, job.recent)
             case TokenizeJob():
-                return tuple(self._prompt_tokens(job.ask))
+                return self._prompt_tokens(job.ask, job.context)
             case CloseJob():
                 stage = self._stages.get(job.epoch)
                 if stage is not None and job.session in stage.sessions():
                     stage.close(job.session)
                 return None
 
-    def _prompt_tokens(self, ask: Ask) -> list[int]:
+    def _prompt_tokens(self, ask: Ask, context: int) -> PromptTokens:
         if self._tokenizer is None:
             raise EdgellamaError("this device is not home any more; ask again")
-        if self._template is not None and not ask.raw:
-            messages = conversation(ask.system, ask.history, ask.prompt)
-            return self._template.tokens(self._tokenizer, messages, ask.today)
-        if ask.system:
+        is_templated = self._template is not None and not ask.raw
+        if ask.system and not is_templated:
             raise MisuseError("--system needs a model with a chat template")
-        return self._tokenizer.encode(continued(ask.history, ask.prompt))
+        # An answer that goes on has the prompt that it had, whatever the context is now.
+        tokens, turns_kept = fitting(
+            lambda history: self._tokens_after(ask, history),
+            ask.history,
+            context if not ask.tokens else sys.maxsize,
+            ask.tokens_max,
+        )
+        return PromptTokens(tuple(tokens), turns_kept, is_templated)
+
+    def _tokens_after(self, ask: Ask, history: Sequence[Turn]) -> list[int]:
+        assert self._tokenizer is not None
+        if self._template is None or ask.raw:
+            return self._tokenizer.encode(continued(history, ask.prompt))
+        messages = conversation(ask.system, history, ask.prompt)
+        return self._template.tokens(self._tokenizer, messages, ask.today)
 
     def _run_stage(self, job: StageJob) -> HiddenRows:
         hidden = job.hidden if job.hidden is not None else self._head(job.epoch).embed(job.tokens)

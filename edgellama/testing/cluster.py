@@ -15,7 +15,7 @@ from edgellama.testing.cluster_asking import Answer, ClusterError, ClusterGuest
 from edgellama.testing.cluster_node import ClusterNode
 from edgellama.testing.fake_model import ExpectedAnswer, FakeModel, expected_answer, ram_bytes
 from edgellama.testing.network import Conditions, SimulatedNetwork
-from edgellama.values import Address, NodeId, SamplingSettings
+from edgellama.values import Address, NodeId, SamplingSettings, Turn
 from edgellama.wire.messages import ALIVE, Ask, MemberRecord
 
 if TYPE_CHECKING:
@@ -169,11 +169,12 @@ class SimulatedCluster:
         sampling: SamplingSettings | None = None,
         *,
         ignore_end: bool = False,
+        history: tuple[Turn, ...] = (),
     ) -> Ask:
         """Return a request with an id of its own."""
         sampling = sampling or SamplingSettings()
         request = self.dice.getrandbits(64)
-        return Ask(request, sampling, tokens_max, ignore_end, False, (), "", 1, (), prompt)
+        return Ask(request, sampling, tokens_max, ignore_end, False, (), "", 1, history, prompt)
 
     def ask(self, asker: ClusterNode | ClusterGuest, ask: Ask | None = None) -> Answer:
         """Ask a device, or by a guest, and keep the answer to be checked."""

@@ -21,7 +21,7 @@ from edgellama.testing.cluster import (
 )
 from edgellama.testing.fake_model import FakeModel
 from edgellama.testing.network import Conditions, LivelockError
-from edgellama.values import SamplingSettings
+from edgellama.values import ASSISTANT, USER, SamplingSettings, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,10 @@ class _Scenario:
             seed=number,
         )
         prompt = "so it goes " * self.dice.choice([0, 1, 12])
-        ask = self.cluster.new_ask(prompt, self.dice.choice([1, 8, 40]), sampling)
+        # Two exchanges fit the context, a hundred do not.
+        said = (Turn(USER, "how goes it"), Turn(ASSISTANT, "so")) * self.dice.choice([0, 2, 100])
+        tokens_max = self.dice.choice([1, 8, 40])
+        ask = self.cluster.new_ask(prompt, tokens_max, sampling, history=said)
         asker: ClusterNode | ClusterGuest = node
         if self.dice.random() < 0.5:
             asker = self.cluster.guest(node)

@@ -15,9 +15,10 @@ import numpy as np
 from edgellama_kernels import HiddenRows
 
 from edgellama.errors import WireError
+from edgellama.model.conversation import continued, fitting
 from edgellama.model.sampling import sample
 from edgellama.node.engine import Engine
-from edgellama.values import ModelFacts, NodeId, Plan, Span
+from edgellama.values import ModelFacts, NodeId, Plan, Span, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,6 +230,13 @@ class ExpectedAnswer:
     reason: str
 
 
+def _prompt_of(tokenizer: FakeTokenizer, ask: Ask, context: int) -> tuple[int, ...]:
+    def tokens_of(history: Sequence[Turn]) -> list[int]:
+        return tokenizer.encode(continued(history, ask.prompt))
+
+    return tuple(fitting(tokens_of, ask.history, context, ask.tokens_max)[0])
+
+
 def expected_answer(model: FakeModel, ask: Ask, context: int = CONTEXT_MAX) -> ExpectedAnswer:
     """Compute an answer token by token with all layers at one place: the oracle."""
     head = FakeHead(model)
@@ -236,7 +244,7 @@ def expected_answer(model: FakeModel, ask: Ask, context: int = CONTEXT_MAX) -> E
     tokenizer = FakeTokenizer()
     stage.open(0)
     stream = tokenizer.stream()
-    prompt = tuple(tokenizer.encode(ask.prompt))
+    prompt = _prompt_of(tokenizer, ask, context)
     tokens: list[int] = []
     text = ""
     reason = "length"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgellama.errors import EdgellamaError, WireError
@@ -62,12 +62,18 @@ class Ask:
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of an answer from ``index`` on, and the text that they complete."""
+    """The tokens of an answer from ``index`` on, and the text that they complete.
+
+    They answer the question after the last ``turns_kept`` of its history: more did not fit. Not
+    ``is_templated`` where the model has no chat template, so that it continues a text.
+    """
 
     request: int
     index: int
     tokens: tuple[int, ...]
     text: str
+    turns_kept: int = TURNS_MAX
+    is_templated: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
         ),
         "prompt",
     ),
-    13: Kind(Piece, (_U64, _U32, _TOKENS, _TEXT)),
+    13: Kind(Piece, (_U64, _U32, _TOKENS, _TEXT, _U32, Flag())),
     14: Kind(
         Finished,
         (_U64, Choice(*FINISH_REASONS), _U32, _TEXT, _TOKENS, _U64, _U64, _ROUTE, COUNTERS),
@@ -149,6 +155,12 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
     16: Kind(Notice, (_U64, REASON)),
     17: Kind(Cancel, (_U64,)),
 }
+
+
+def with_turns_kept(ask: Ask, count: int) -> Ask:
+    """Return the question with the last ``count`` of its turns."""
+    first = max(0, len(ask.history) - count)
+    return replace(ask, history=ask.history[first:]) if first else ask
 
 
 def check_ask(ask: Ask) -> None:

@@ -30,6 +30,7 @@ from edgellama.wire.asking_messages import (
     Notice,
     Piece,
     check_ask,
+    with_turns_kept,
 )
 from edgellama.wire.key_messages import (
     KEY_MESSAGES,
@@ -121,6 +122,7 @@ __all__ = [
     "StepStale",
     "decode",
     "encode",
+    "with_turns_kept",
 ]
 
 Message = AskingMessage | KeyMessage | MembershipMessage | StatusMessage | StepMessage

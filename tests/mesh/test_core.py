@@ -11,10 +11,10 @@ from mesh_building import MODEL, A, B, C, ask_of, of_kind, plan_of, record, sent
 
 from edgellama.link.endpoint import Connected, DialFailed, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
-from edgellama.mesh.effects import Effect, LoadPlan, Run, ToAsker, TokenizeJob
+from edgellama.mesh.effects import Effect, LoadPlan, PromptTokens, Run, ToAsker, TokenizeJob
 from edgellama.mesh.membership import HEARTBEAT_S
 from edgellama.mesh.planning import SETTLE_S
-from edgellama.testing.fake_model import FakeTokenizer, ram_bytes
+from edgellama.testing.fake_model import CONTEXT_MAX, FakeTokenizer, ram_bytes
 from edgellama.values import Address, LinkCounters, NodeId, Span
 from edgellama.wire import messages as wire
 
@@ -78,7 +78,7 @@ def test_a_guest_asks_and_cancels() -> None:
     desk.plan()
     desk.welcome_guest()
     effects = desk.hear(GUEST, ask_of())
-    assert [each.job for each in of_kind(effects, Run)] == [TokenizeJob(1, ask_of())]
+    assert [each.job for each in of_kind(effects, Run)] == [TokenizeJob(1, ask_of(), CONTEXT_MAX)]
     assert desk.core.home.sessions_open == 1
     desk.hear(GUEST, wire.Cancel(7))
     assert desk.core.home.sessions_open == 0
@@ -244,4 +244,4 @@ def test_steps_of_a_broken_or_hostile_member_stop_nothing(numbers: list[int]) ->
         desk.hear(B, wire.SessionClosed(plan.epoch, number % 3, LinkCounters()))
     desk.core.ask(ask_of(), desk.now)
     (run,) = of_kind(desk.core.effects(), Run)
-    desk.core.job_done(run.job, (1, 2, 3), desk.now)
+    desk.core.job_done(run.job, PromptTokens((1, 2, 3), 0, is_templated=True), desk.now)

@@ -7,7 +7,7 @@ from mesh_building import A, B, C, ask_of, plan_of
 
 from edgellama.errors import EXIT_NO_MESH
 from edgellama.mesh.gateway import REQUESTS_MAX, Gateway
-from edgellama.values import LinkCounters
+from edgellama.values import LinkCounters, Turn
 from edgellama.wire.messages import Ask, Cancel, Failure, Finished, Message, Notice, Piece
 
 ASKER, OTHER_ASKER = "a" * 32, "b" * 32
@@ -167,3 +167,23 @@ def test_a_number_in_use_and_too_many_requests_are_refused() -> None:
     assert (asker, type(refused)) == (OTHER_ASKER, Failure)
     assert desk.gateway.home_says(piece(0, 3))
     assert desk.said() == [(ASKER, piece(0, 3))]
+
+
+def test_turns_that_one_home_has_left_out_the_next_one_leaves_out_too() -> None:
+    history = (Turn("user", "a"), Turn("assistant", "b")) * 3
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(history=history), "")
+    for _ in range(2):  # one that is said again changes nothing
+        desk.gateway.home_says(Piece(7, 0, (100,), "x", turns_kept=2))
+    desk.given()
+    desk.gateway.follow(plan_of(B, A, epoch=6))
+    assert desk.given() == [(B, ask_of(history=history[4:], tokens=(100,)))]
+
+
+def test_no_turn_may_be_left() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(history=(Turn("user", "a"),)), "")
+    desk.gateway.home_says(Piece(7, 0, (100,), "x", turns_kept=0))
+    desk.given()
+    desk.gateway.follow(plan_of(B, A, epoch=6))
+    assert desk.given() == [(B, ask_of(tokens=(100,)))]

@@ -19,11 +19,11 @@ from mesh_building import (
 )
 
 from edgellama.errors import EXIT_MISUSE, EdgellamaError
-from edgellama.mesh.effects import HeadJob, Outbox, StageJob, TokenizeJob
+from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, StageJob, TokenizeJob
 from edgellama.mesh.home import CLOSE_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX, Home
 from edgellama.mesh.stage_role import StageRole
 from edgellama.testing.fake_model import END_TOKEN, FakeTokenizer
-from edgellama.values import LinkCounters, NodeId, Plan, SamplingSettings
+from edgellama.values import ASSISTANT, USER, LinkCounters, NodeId, Plan, SamplingSettings, Turn
 from edgellama.wire.messages import (
     Ask,
     CloseSession,
@@ -37,6 +37,10 @@ from edgellama.wire.messages import (
 
 PLAN = plan_of(A, B)
 GATEWAY = C
+
+
+def read(*tokens: int, turns_kept: int = 0) -> PromptTokens:
+    return PromptTokens(tokens, turns_kept, is_templated=True)
 
 
 class Desk:
@@ -64,7 +68,7 @@ class Desk:
         self.home.ask(GATEWAY, ask)
         (job,) = jobs(self.outbox)
         assert isinstance(job, TokenizeJob)
-        self.home.tokenized(job.session, prompt, self.now)
+        self.home.tokenized(job.session, read(*prompt), self.now)
         return job.session
 
     def fed(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -97,12 +101,12 @@ def test_a_token_after_the_other() -> None:
     job = desk.come_round(0, 3)
     assert (job.epoch, job.session, job.position, job.recent) == (5, session, 3, (1, 2, 3))
     desk.token(job, 41)
-    assert desk.messages() == [Piece(7, 0, (41,), "<41>")]
+    assert desk.messages() == [Piece(7, 0, (41,), "<41>", 0)]
     assert desk.fed() == [(3, (41,))]
     job = desk.come_round(3)
     assert (job.position, job.recent) == (4, (1, 2, 3, 41))
     desk.token(job, 42)
-    assert desk.messages() == [Piece(7, 1, (42,), "<42>")]
+    assert desk.messages() == [Piece(7, 1, (42,), "<42>", 0)]
     assert [message for _, message in sent(desk.outbox)] == [CloseSession(5, session)]
 
 
@@ -263,10 +267,27 @@ def test_a_prompt_that_was_being_tokenized_is_tokenized_again() -> None:
     (job,) = jobs(desk.outbox)
     assert isinstance(job, TokenizeJob)
     assert job.session == 2
-    desk.home.tokenized(1, (9,), desk.now)
+    desk.home.tokenized(1, read(9), desk.now)
     assert desk.fed() == []
-    desk.home.tokenized(2, (9,), desk.now)
+    desk.home.tokenized(2, read(9), desk.now)
     assert desk.fed() == [(0, (9,))]
+
+
+SAID = (Turn(USER, "a"), Turn(ASSISTANT, "b")) * 3
+
+
+def test_what_was_left_out_of_the_history_stays_out() -> None:
+    desk = Desk()
+    desk.home.ask(GATEWAY, ask_of(history=SAID))
+    (job,) = jobs(desk.outbox)
+    assert isinstance(job, TokenizeJob)
+    assert (job.ask.history, job.context) == (SAID, desk.plan.context)
+    desk.home.tokenized(job.session, PromptTokens((1, 2), 4, is_templated=False), desk.now)
+    desk.outbox.drain()
+    desk.token(desk.come_round(0, 2), 41)
+    assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
+    desk.home.ask(GATEWAY, ask_of(history=SAID))  # the gateway has lost its link, and all of that
+    assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
 
 
 def test_when_another_is_home_answers_are_forgotten_and_ends_are_told() -> None:
@@ -285,7 +306,7 @@ def test_a_gateway_resumes_with_the_tokens_that_it_knows() -> None:
     assert desk.fed() == [(0, (1, 2, 3, 41, 40))]
     job = desk.come_round(0, 5)
     desk.token(job, 43)
-    assert desk.messages() == [Piece(7, 2, (43,), "<40><43>")]
+    assert desk.messages() == [Piece(7, 2, (43,), "<40><43>", 0)]
 
 
 def test_a_gateway_that_knows_all_gets_the_end() -> None:
@@ -303,7 +324,7 @@ def test_a_request_that_is_under_way_is_told_again_what_it_missed() -> None:
     desk.token(desk.come_round(3), 41)
     desk.messages()
     desk.home.ask(GATEWAY, ask_of(tokens=(40,)))
-    assert desk.messages() == [Piece(7, 1, (41,), "<40><41>")]
+    assert desk.messages() == [Piece(7, 1, (41,), "<40><41>", 0)]
     desk.home.ask(GATEWAY, ask_of(tokens=(40, 41)))
     assert desk.messages() == []
     assert desk.home.sessions_open == 1

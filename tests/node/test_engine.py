@@ -10,7 +10,15 @@ from mesh_building import A, B, ask_of
 from model_running import Ring
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.mesh.effects import CloseJob, HeadJob, Job, JobResult, StageJob, TokenizeJob
+from edgellama.mesh.effects import (
+    CloseJob,
+    HeadJob,
+    Job,
+    JobResult,
+    PromptTokens,
+    StageJob,
+    TokenizeJob,
+)
 from edgellama.model.hidden import take_rows
 from edgellama.model.tokenizer import Tokenizer
 from edgellama.node.engine import Engine, LoadedSpan
@@ -30,7 +38,7 @@ PLAN = Plan(
     2,
     tuple(StagePlacement(*each) for each in zip((A, B), SPANS, strict=True)),
 )
-TOKENIZE = TokenizeJob(1, ask_of("once"))
+TOKENIZE = TokenizeJob(1, ask_of("once"), 64)
 
 
 def loaded(packed: PackedModel, plan: Plan, stage: int) -> LoadedSpan:
@@ -161,7 +169,7 @@ def test_the_context_is_the_plans(engines: list[Engine]) -> None:
 
 def test_a_prompt_is_tokenized_at_home_alone(engines: list[Engine], packed: PackedModel) -> None:
     expected = tuple(Tokenizer.from_gguf(packed.gguf).encode("once"))
-    assert engines[0].run(TOKENIZE) == expected
+    assert engines[0].run(TOKENIZE) == PromptTokens(expected, 0, is_templated=False)
     assert "not home" in refused(engines[1].run(TOKENIZE))
 
 
@@ -170,11 +178,27 @@ def test_without_a_template_each_turn_is_a_line(engines: list[Engine], packed: P
     expected = tuple(Tokenizer.from_gguf(packed.gguf).encode("once\nupon\na time"))
     for raw in (False, True):
         ask = ask_of("a time", raw=raw, history=history)
-        assert engines[0].run(TokenizeJob(1, ask)) == expected
+        made = engines[0].run(TokenizeJob(1, ask, 64))
+        assert made == PromptTokens(expected, 2, is_templated=False)
+
+
+def test_a_history_too_long_is_cut_unless_an_answer_goes_on(
+    engines: list[Engine], packed: PackedModel
+) -> None:
+    encode = Tokenizer.from_gguf(packed.gguf).encode
+    history = (Turn("user", "once upon a time"), Turn("assistant", "there was")) * 4
+    cut = encode("once upon a time\nthere was\nthen")
+    context = 2 * len(cut) + 1
+    made = engines[0].run(TokenizeJob(1, ask_of("then", history=history), context))
+    assert made == PromptTokens(tuple(cut), 2, is_templated=False)
+    whole = encode("\n".join([*(turn.content for turn in history), "then"]))
+    going_on = ask_of("then", history=history, tokens=(5,))
+    made = engines[0].run(TokenizeJob(1, going_on, context))
+    assert made == PromptTokens(tuple(whole), 8, is_templated=False)
 
 
 def test_a_system_text_needs_a_template(engines: list[Engine]) -> None:
-    result = engines[0].run(TokenizeJob(1, ask_of("once", raw=False, system="Be brief.")))
+    result = engines[0].run(TokenizeJob(1, ask_of("once", raw=False, system="Be brief."), 64))
     assert isinstance(result, MisuseError)
     assert "chat template" in refused(result)
 

@@ -146,7 +146,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
         *(st.lists(turns, max_size=3).map(tuple), texts(50)),
     ),
-    wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100)),
+    wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100), u32, st.booleans()),
     wire.Finished: st.builds(
         wire.Finished,
         *(u64, st.sampled_from(wire.FINISH_REASONS), u32, texts(50), tokens, u64, u64),

@@ -15,7 +15,17 @@ from edgellama_kernels import HiddenRows
 
 from edgellama.link.endpoint import Connected, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
-from edgellama.mesh.effects import Effect, HeadJob, Job, JobResult, LoadPlan, Run, Send, StageJob
+from edgellama.mesh.effects import (
+    Effect,
+    HeadJob,
+    Job,
+    JobResult,
+    LoadPlan,
+    PromptTokens,
+    Run,
+    Send,
+    StageJob,
+)
 from edgellama.mesh.effects import TokenizeJob as _TokenizeJob
 from edgellama.model.hidden import check_hidden
 from edgellama.testing.fake_model import WIDTH, FakeModel, FakeTokenizer, ram_bytes
@@ -153,7 +163,9 @@ def _result(job: Job) -> JobResult:
         return HiddenRows(np.zeros((job.count, width), np.uint16), np.zeros(job.count, np.uint8))
     if isinstance(job, HeadJob):
         return 1 + job.position % 7
-    return (1, 2, 3) if isinstance(job, _TokenizeJob) else None
+    if isinstance(job, _TokenizeJob):
+        return PromptTokens((1, 2, 3), len(job.ask.history), is_templated=True)
+    return None
 
 
 def mesh(data: bytes) -> None:
