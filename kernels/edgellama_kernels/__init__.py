@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgellama_kernels.interface import (
     BackendUnavailable,
+    CacheKind,
     CacheLayer,
     HiddenRows,
     Kernels,
@@ -13,6 +14,7 @@ from edgellama_kernels.interface import (
     Unrecordable,
     Verbs,
     allocate_cache_layer,
+    cache_position_bytes,
 )
 from edgellama_kernels.kinds import WeightKind
 from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, packed_bytes
@@ -21,6 +23,7 @@ from edgellama_kernels.reference import exponential
 __all__ = [
     "LAYOUT_VERSION",
     "BackendUnavailable",
+    "CacheKind",
     "CacheLayer",
     "HiddenRows",
     "Kernels",
@@ -32,6 +35,7 @@ __all__ = [
     "Verbs",
     "WeightKind",
     "allocate_cache_layer",
+    "cache_position_bytes",
     "exponential",
     "load",
     "packed_bytes",

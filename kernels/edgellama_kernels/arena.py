@@ -60,8 +60,9 @@ class Arena:
         written: set[Place] = set()
         read: set[Place] = set()
         for number, operation in enumerate(recorded):
-            writes = {operation.operands[i] for i in operations.WRITES[operation.code]}
-            reads = _places(operation) - writes
+            places = _places(operation)
+            writes = places & {operation.operands[i] for i in operations.WRITES[operation.code]}
+            reads = places - writes
             together = not (reads & written or writes & (read | written))
             self.meets.append(not together)
             if not together:

@@ -1,4 +1,4 @@
-"""Compiled attention over the fp16 KV cache (rule 7).
+"""Compiled attention over the KV cache (rule 7), fp16 or int8.
 
 The maximum comes first, over all keys, so that nothing is ever rescaled; values are added up in
 tiles of 64 absolute positions. Query rows that share a key head are worked on four at a time.
@@ -11,12 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from edgellama_kernels.interface import LANE_POSITIONS, TILE_POSITIONS
+from edgellama_kernels.block_words import dot_bytes, dot_quads, load_block, load_i8x8
+from edgellama_kernels.elementwise import scale_and_inverse, store_int8_lanes
+from edgellama_kernels.interface import (
+    GROUP_POSITIONS,
+    LANE_POSITIONS,
+    QUAD_NUMBERS,
+    TILE_POSITIONS,
+)
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import FULL, LOWEST_SCORE, exp_of_scores, load_lanes, store_lanes
 from edgellama_kernels.reference import ONE
 from edgellama_kernels.vec import (
     broadcast_f32,
+    float_from_i32,
     larger,
     larger_i32,
     load_f32x8,
@@ -28,6 +36,7 @@ from edgellama_kernels.vec import (
     splat_f32,
     store_f32,
     store_f32x8,
+    store_u8,
     tree_max,
     tree_sum,
     zeros_f32x8,
@@ -37,13 +46,20 @@ from edgellama_kernels.vec import (
 ROWS_AT_ONCE = 4
 QUERY_LIMIT_BITS = np.int32((127 + 100) << 23)  # of 2^100
 TILE_CHUNKS = TILE_POSITIONS // LANE_POSITIONS
+TILE_GROUPS = TILE_POSITIONS // GROUP_POSITIONS
+BLOCK_QUADS = 8  # that a word multiplies at once
 
 
 @part
 def round_queries(
-    queries: int, rounded: int, width: int, scale: np.float32, first: int, past: int
+    queries: int, rounded: int, scales: int, width: int, scale: np.float32, first: int, past: int
 ) -> int:
-    """Rule 7 (a) on heads of ``width`` float32; 1 where a score could overflow."""
+    """Rule 7 (a) on heads of ``width`` float32; 1 where a score could overflow.
+
+    With ``scales`` they become int8, filled up to whole quads.
+    """
+    if scales != 0:
+        return quantize_queries(queries, rounded, scales, width, scale, first, past)
     largest = zeros_i32x8()
     stop = past * width
     for i in range(first * width, stop, FULL):
@@ -51,6 +67,93 @@ def round_queries(
         largest = larger_i32(largest, magnitude_bits(lanes))
         store_lanes(rounded, i, stop - i, lanes)
     return 1 if max_i32(largest) >= QUERY_LIMIT_BITS else 0
+
+
+@part
+def quantize_queries(
+    queries: int, quants: int, scales: int, width: int, scale: np.float32, first: int, past: int
+) -> int:
+    """Rule 7 (a), int8: scaled, then quantised by rule 2, a head being the block."""
+    room = -(-width // QUAD_NUMBERS) * QUAD_NUMBERS
+    for head in range(first, past):
+        at = head * width
+        largest = zeros_i32x8()
+        for i in range(0, width, FULL):
+            lanes = load_lanes(queries, at + i, width - i) * splat_f32(scale)
+            largest = larger_i32(largest, magnitude_bits(lanes))
+        bits = max_i32(largest)
+        if bits >= QUERY_LIMIT_BITS:
+            return 1
+        head_scale, inverse = scale_and_inverse(bits)
+        store_f32(scales, head, head_scale)
+        store_int8_lanes(queries, at, width, scale, inverse, quants, head * room)
+        for i in range(width, room):
+            store_u8(quants, head * room + i, 0)
+    return 0
+
+
+@inlined
+def score_one_quantized(
+    queries: int, query_scales: int, row: int, keys: int, key_scales: int, tiles: int,
+    width: int, scores: int,
+) -> None:  # fmt: skip
+    """Rule 7 (b), int8: one query row, 8 positions at a time."""
+    quads = -(-width // QUAD_NUMBERS)
+    whole = quads // BLOCK_QUADS * BLOCK_QUADS
+    room = quads * QUAD_NUMBERS
+    for group in range(tiles * TILE_GROUPS):
+        dots = zeros_i32x8()
+        base = group * room * GROUP_POSITIONS
+        for i in range(0, whole * QUAD_NUMBERS, BLOCK_QUADS * QUAD_NUMBERS):
+            key = load_block(keys, base + i * GROUP_POSITIONS)
+            dots = dots + dot_bytes(key, queries, row * room + i)
+        for i in range(whole * QUAD_NUMBERS, room, QUAD_NUMBERS):
+            dots = dot_quads(keys, base + i * GROUP_POSITIONS, queries, row * room + i, dots)
+        to = group * GROUP_POSITIONS
+        factor = broadcast_f32(query_scales, row) * load_f32x8(key_scales, to)
+        store_f32x8(scores, to, float_from_i32(dots) * factor)
+
+
+@inlined
+def score_four_quantized(
+    queries: int, query_scales: int, rows: Any, keys: int, key_scales: int, tiles: int,
+    width: int, scores: int, stride: int,
+) -> None:  # fmt: skip
+    """Rule 7 (b), int8: four query rows, 8 positions at a time; each key is read once for all."""
+    quads = -(-width // QUAD_NUMBERS)
+    whole = quads // BLOCK_QUADS * BLOCK_QUADS
+    room = quads * QUAD_NUMBERS
+    row0, row1, row2, row3 = rows
+    x0, x1, x2, x3 = row0 * room, row1 * room, row2 * room, row3 * room
+    for group in range(tiles * TILE_GROUPS):
+        dots0 = dots1 = dots2 = dots3 = zeros_i32x8()
+        base = group * room * GROUP_POSITIONS
+        for i in range(0, whole * QUAD_NUMBERS, BLOCK_QUADS * QUAD_NUMBERS):
+            key = load_block(keys, base + i * GROUP_POSITIONS)
+            dots0 = dots0 + dot_bytes(key, queries, x0 + i)
+            dots1 = dots1 + dot_bytes(key, queries, x1 + i)
+            dots2 = dots2 + dot_bytes(key, queries, x2 + i)
+            dots3 = dots3 + dot_bytes(key, queries, x3 + i)
+        for i in range(whole * QUAD_NUMBERS, room, QUAD_NUMBERS):
+            at = base + i * GROUP_POSITIONS
+            dots0 = dot_quads(keys, at, queries, x0 + i, dots0)
+            dots1 = dot_quads(keys, at, queries, x1 + i, dots1)
+            dots2 = dot_quads(keys, at, queries, x2 + i, dots2)
+            dots3 = dot_quads(keys, at, queries, x3 + i, dots3)
+        scale = load_f32x8(key_scales, group * GROUP_POSITIONS)
+        to = group * GROUP_POSITIONS
+        for row, dots in ((row0, dots0), (row1, dots1), (row2, dots2), (row3, dots3)):
+            factor = broadcast_f32(query_scales, row) * scale
+            store_f32x8(scores, to, float_from_i32(dots) * factor)
+            to += stride
+
+
+@inlined
+def load_values(values: int, index: int, quantized: bool) -> Any:
+    """Load eight numbers of a cached value as float32, exactly."""
+    if quantized:
+        return float_from_i32(load_i8x8(values, index))
+    return load_half_x8(values, index)
 
 
 @inlined
@@ -108,8 +211,11 @@ def score_four(
 
 
 @inlined
-def weigh(scores: int, at: int, limit: int, tiles: int) -> Any:
-    """Rule 7 (c) to (e): turn one row's scores into weights in place; return 1 / their sum."""
+def weigh(scores: int, at: int, limit: int, tiles: int, value_scales: int) -> Any:
+    """Rule 7 (c) to (e): turn one row's scores into weights in place; return 1 / their sum.
+
+    With ``value_scales`` the weights are multiplied by them when their sum is made.
+    """
     positions = tiles * TILE_POSITIONS
     for i in range(limit, positions):
         store_f32(scores, at + i, LOWEST_SCORE)
@@ -125,13 +231,18 @@ def weigh(scores: int, at: int, limit: int, tiles: int) -> Any:
         weights = rounded_13_bits(exp_of_scores(load_f32x8(scores, i + 8) - largest))
         store_f32x8(scores, i + 8, weights)
         high = high + weights
+    if value_scales != 0:
+        for i in range(0, positions, FULL):
+            weights = load_f32x8(scores, at + i) * load_f32x8(value_scales, i)
+            store_f32x8(scores, at + i, rounded_13_bits(weights))
     return splat_f32(ONE) / splat_f32(tree_sum(low + high))
 
 
 @inlined
 def mix_one(
-    weights: int, limit: int, values: int, width: int, inverse: Any, y: int, row: int
-) -> None:
+    weights: int, limit: int, values: int, width: int, inverse: Any, y: int, row: int,
+    quantized: bool,
+) -> None:  # fmt: skip
     """Rule 7 (f) and (g) for one row, 32 dimensions at a time.
 
     Where dimensions run out the last eight are computed again: same bits, same place.
@@ -146,10 +257,10 @@ def mix_one(
             for j in range(start, min(start + TILE_POSITIONS, limit)):
                 e = broadcast_f32(weights, j)
                 at = j * width
-                sum0 = multiply_add_exact(load_half_x8(values, at + d0), e, sum0)
-                sum1 = multiply_add_exact(load_half_x8(values, at + d1), e, sum1)
-                sum2 = multiply_add_exact(load_half_x8(values, at + d2), e, sum2)
-                sum3 = multiply_add_exact(load_half_x8(values, at + d3), e, sum3)
+                sum0 = multiply_add_exact(load_values(values, at + d0, quantized), e, sum0)
+                sum1 = multiply_add_exact(load_values(values, at + d1, quantized), e, sum1)
+                sum2 = multiply_add_exact(load_values(values, at + d2, quantized), e, sum2)
+                sum3 = multiply_add_exact(load_values(values, at + d3, quantized), e, sum3)
             total0, total1 = total0 + sum0, total1 + sum1
             total2, total3 = total2 + sum2, total3 + sum3
         store_f32x8(y, row + d0, total0 * inverse)
@@ -160,8 +271,9 @@ def mix_one(
 
 @inlined
 def mix_four(
-    weights: int, stride: int, limit: int, values: int, width: int, inverses: Any, y: int, rows: Any
-) -> None:
+    weights: int, stride: int, limit: int, values: int, width: int, inverses: Any, y: int,
+    rows: Any, quantized: bool,
+) -> None:  # fmt: skip
     """Rule 7 (f) and (g) for four rows, 16 dimensions at a time; see ``mix_one``."""
     last = width - FULL
     for d in range(0, width, 2 * FULL):
@@ -170,8 +282,8 @@ def mix_four(
         for start in range(0, limit, TILE_POSITIONS):
             a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = zeros_f32x8()
             for j in range(start, min(start + TILE_POSITIONS, limit)):
-                v0 = load_half_x8(values, j * width + low)
-                v1 = load_half_x8(values, j * width + high)
+                v0 = load_values(values, j * width + low, quantized)
+                v1 = load_values(values, j * width + high, quantized)
                 e = broadcast_f32(weights, j)
                 a0, a1 = multiply_add_exact(v0, e, a0), multiply_add_exact(v1, e, a1)
                 e = broadcast_f32(weights, j + stride)
@@ -188,48 +300,87 @@ def mix_four(
             store_f32x8(y, row + high, total[1] * inverse)
 
 
-@part
-def attend(
-    queries: int, keys: int, values: int, y: int, heads: int, kv_heads: int, width: int,
-    capacity: int, tokens: int, position: int, first: int, past: int, scratch: int,
-) -> int:  # fmt: skip
-    """Rule 7 for rounded queries [tokens, heads, width]; a unit is four rows of one key head.
-
-    Row r of a key head is token ``r // shared`` and its query head ``r % shared``.
-    """
+@inlined
+def attend_kind(
+    queries: int, query_scales: int, keys: int, values: int, cache_scales: int, y: int,
+    heads: int, kv_heads: int, width: int, capacity: int, tokens: int, position: int,
+    first: int, past: int, scratch: int, quantized: bool,
+) -> None:  # fmt: skip
+    """Attend with one kind of cache, known when this is compiled."""
     shared = heads // kv_heads
     rows = tokens * shared
     units = -(-rows // ROWS_AT_ONCE)
     for unit in range(first, past):
         head, block = divmod(unit, units)
-        key = keys + head * capacity * width * 2
-        value = values + head * capacity * width * 2
+        first_position = head * capacity
+        key, value, key_scales, value_scales = keys, values, 0, 0
+        if quantized:
+            key += first_position * -(-width // QUAD_NUMBERS) * QUAD_NUMBERS
+            value += first_position * width
+            key_scales = cache_scales + 4 * first_position
+            value_scales = cache_scales + 4 * (kv_heads * capacity + first_position)
+        else:
+            key += 2 * first_position * width
+            value += 2 * first_position * width
         start = block * ROWS_AT_ONCE
         stop = min(start + ROWS_AT_ONCE, rows)
         seen = position + (stop - 1) // shared + 1
         tiles = -(-seen // TILE_POSITIONS)
         stride = tiles * TILE_POSITIONS
         if stop - start == ROWS_AT_ONCE:
-            r0 = (start // shared * heads + head * shared + start % shared) * width
             n1, n2, n3 = start + 1, start + 2, start + 3
-            r1 = (n1 // shared * heads + head * shared + n1 % shared) * width
-            r2 = (n2 // shared * heads + head * shared + n2 % shared) * width
-            r3 = (n3 // shared * heads + head * shared + n3 % shared) * width
-            at = (r0, r1, r2, r3)
-            score_four(queries, at, key, tiles, width, scratch, stride)
+            r0 = start // shared * heads + head * shared + start % shared
+            r1 = n1 // shared * heads + head * shared + n1 % shared
+            r2 = n2 // shared * heads + head * shared + n2 % shared
+            r3 = n3 // shared * heads + head * shared + n3 % shared
+            at = (r0 * width, r1 * width, r2 * width, r3 * width)
+            if quantized:
+                score_four_quantized(
+                    queries, query_scales, (r0, r1, r2, r3), key, key_scales, tiles, width,
+                    scratch, stride,
+                )  # fmt: skip
+            else:
+                score_four(queries, at, key, tiles, width, scratch, stride)
             inverses = (
-                weigh(scratch, 0, position + start // shared + 1, tiles),
-                weigh(scratch, stride, position + n1 // shared + 1, tiles),
-                weigh(scratch, 2 * stride, position + n2 // shared + 1, tiles),
-                weigh(scratch, 3 * stride, position + n3 // shared + 1, tiles),
+                weigh(scratch, 0, position + start // shared + 1, tiles, value_scales),
+                weigh(scratch, stride, position + n1 // shared + 1, tiles, value_scales),
+                weigh(scratch, 2 * stride, position + n2 // shared + 1, tiles, value_scales),
+                weigh(scratch, 3 * stride, position + n3 // shared + 1, tiles, value_scales),
             )
-            mix_four(scratch, stride, seen, value, width, inverses, y, at)
+            mix_four(scratch, stride, seen, value, width, inverses, y, at, quantized)
         else:
-            for row in range(start, stop):
-                limit = position + row // shared + 1
-                at_row = (row // shared * heads + head * shared + row % shared) * width
+            for n in range(start, stop):
+                limit = position + n // shared + 1
+                row = n // shared * heads + head * shared + n % shared
                 tiles = -(-limit // TILE_POSITIONS)
-                score_one(queries, at_row, key, tiles, width, scratch)
-                inverse = weigh(scratch, 0, limit, tiles)
-                mix_one(scratch, limit, value, width, inverse, y, at_row)
+                if quantized:
+                    score_one_quantized(
+                        queries, query_scales, row, key, key_scales, tiles, width, scratch
+                    )
+                else:
+                    score_one(queries, row * width, key, tiles, width, scratch)
+                inverse = weigh(scratch, 0, limit, tiles, value_scales)
+                mix_one(scratch, limit, value, width, inverse, y, row * width, quantized)
+
+
+@part
+def attend(
+    queries: int, query_scales: int, keys: int, values: int, cache_scales: int, y: int,
+    heads: int, kv_heads: int, width: int, capacity: int, tokens: int, position: int,
+    first: int, past: int, scratch: int,
+) -> int:  # fmt: skip
+    """Rule 7 for queries as (a) made them; a unit is four rows of a key head.
+
+    Row r of a key head is token ``r // shared`` and its query head ``r % shared``.
+    """
+    if cache_scales == 0:
+        attend_kind(
+            queries, 0, keys, values, 0, y, heads, kv_heads, width, capacity, tokens, position,
+            first, past, scratch, False,
+        )  # fmt: skip
+    else:
+        attend_kind(
+            queries, query_scales, keys, values, cache_scales, y, heads, kv_heads, width,
+            capacity, tokens, position, first, past, scratch, True,
+        )  # fmt: skip
     return 0

@@ -124,6 +124,14 @@ def _dot_bytes(to: Lowering, block: Value, x: Value, index: Value) -> Value:
     return _dot(to, block, x, index, BYTES, constant(I32_X8, 0))
 
 
+def _dot_quads(
+    to: Lowering, quads: tuple[Value, Value], x: tuple[Value, Value], start: Value
+) -> Value:
+    b = to.builder
+    weights, activations = loaded(b, *quads, I8, BYTES_32), loaded(b, *x, I8, I32)
+    return dots(to, [weights], [b.bitcast(splatted(b, activations), BYTES_32)], BYTES, start)
+
+
 def _scaled_dots_of(bounds: Range) -> Any:
     def build(
         to: Lowering, block: Value, x: Value, index: Value, first: Value, second: Value
@@ -142,6 +150,12 @@ dot_nibbles, dot_fives = _dots_of(NIBBLES), _dots_of(FIVES)
 """The last argument plus the dot products of eight rows of quants 0..15, or 0..31."""
 dot_bytes = word(I32x8, (Block, types.intp, types.intp), _dot_bytes)
 """The dot products of eight rows of int8."""
+dot_quads = word(
+    I32x8,
+    (types.intp, types.intp, types.intp, types.intp, I32x8),
+    lambda to, quads, at, x, index, start: _dot_quads(to, (quads, at), (x, index), start),
+)
+"""The last argument plus the dot products of eight rows of four int8 each, 32 bytes."""
 dot_scaled_threes, dot_scaled_sixes = _scaled_dots_of(THREES), _scaled_dots_of(SIXES)
 """The dot products of quants 0..7, or 0..63; the last arguments multiply either half's sums."""
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellama_kernels.interface import (
+    GROUP_POSITIONS,
+    LANE_POSITIONS,
+    QUAD_NUMBERS,
     ROW_EXPONENT_MAX,
+    TILE_POSITIONS,
+    CacheKind,
     CacheLayer,
     Float32,
     HiddenRows,
@@ -20,6 +25,7 @@ from edgellama_kernels.interface import (
     QuantizedBlocks,
     Recording,
     Rows,
+    quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
 
@@ -131,7 +137,13 @@ class CheckedKernels(abc.ABC):
         _check_positions(cache, position, tokens)
         return self._attention(queries, cache, position).reshape(tokens, heads * width)
 
-    def record(self, tokens_max: int, width: int, head_width: int) -> Recording | None:
+    def record(
+        self,
+        tokens_max: int,
+        width: int,
+        head_width: int,
+        cache_kind: CacheKind = CacheKind.F16,
+    ) -> Recording | None:
         """Return None: a program would not be faster."""
         return None
 
@@ -174,12 +186,22 @@ class CheckedKernels(abc.ABC):
 
 
 def _check_positions(cache: CacheLayer, position: int, tokens: int) -> None:
-    keys, values = cache
-    tiled = (cache.kv_heads, cache.capacity // 16, cache.head_width, 16)
-    if keys.shape != tiled or cache.capacity % 64 or keys.dtype != np.uint16:
+    heads, capacity, width = cache.kv_heads, cache.capacity, cache.head_width
+    arrays: list[NDArray[Any]] = [cache.keys, cache.values]
+    dtype: type[np.generic] = np.uint16
+    tiled: tuple[int, ...] = (heads, capacity // LANE_POSITIONS, width, LANE_POSITIONS)
+    if cache.scales is not None:
+        arrays.append(cache.scales)
+        dtype, quads = np.int8, quads_of(width)
+        tiled = (heads, capacity // GROUP_POSITIONS, quads, GROUP_POSITIONS, QUAD_NUMBERS)
+        if cache.scales.shape != (2, heads, capacity) or cache.scales.dtype != np.float32:
+            raise ValueError("the scales of a cache do not have its values' shape")
+    if cache.keys.shape != tiled or capacity % TILE_POSITIONS:
         raise ValueError("the keys of a cache do not have its values' shape")
-    if values.dtype != np.uint16 or not (keys.flags.c_contiguous and values.flags.c_contiguous):
-        raise ValueError("a cache is uint16 in C order")
+    if not cache.keys.dtype == cache.values.dtype == dtype:
+        raise ValueError("the keys and values of a cache are uint16, or int8 with scales")
+    if not all(array.flags.c_contiguous for array in arrays):
+        raise ValueError("a cache is in C order")
     if not 0 <= position <= position + tokens <= cache.capacity:
         raise ValueError(
             f"positions {position} to {position + tokens} do not fit {cache.capacity} positions"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,12 +10,15 @@ from edgellama_kernels import jit, operations
 from edgellama_kernels.attention import ROWS_AT_ONCE
 from edgellama_kernels.checked import CheckedKernels
 from edgellama_kernels.interface import (
+    QUAD_NUMBERS,
     TILE_POSITIONS,
+    CacheKind,
     CacheLayer,
     Float32,
     HiddenRows,
     NonFinite,
     QuantizedBlocks,
+    quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
 from edgellama_kernels.matmul import matrix_operands
@@ -45,9 +48,15 @@ class CompiledKernels(CheckedKernels):
         self.threads = threads
         self._team = Team(threads, equal_cores, adapt)
 
-    def record(self, tokens_max: int, width: int, head_width: int) -> Recording:
+    def record(
+        self,
+        tokens_max: int,
+        width: int,
+        head_width: int,
+        cache_kind: CacheKind = CacheKind.F16,
+    ) -> Recording:
         """Return verbs to write down layers with, to run them in one call."""
-        return Recording(self._team, tokens_max, width, head_width)
+        return Recording(self._team, tokens_max, width, head_width, cache_kind)
 
     def close(self) -> None:
         """End the team's threads."""
@@ -155,7 +164,7 @@ class CompiledKernels(CheckedKernels):
         for numbers in (keys, values):
             if not (np.abs(numbers) < HALF_ROUNDS_TO_INFINITY).all():
                 raise NonFinite(operations.REFUSALS[operations.STORE])
-        arrays = cache.keys, cache.values
+        arrays = _arrays(cache)
         operation = operations.store(keys, values, arrays, kv_heads, width, cache.capacity)
         self._do(operation, tokens, keys.size, position=position)
 
@@ -163,13 +172,20 @@ class CompiledKernels(CheckedKernels):
         tokens, heads, width = queries.shape
         if width < _VECTOR:
             return ReferenceKernels()._attention(queries, cache, position)
-        rounded, y = np.empty_like(queries), np.empty_like(queries)
-        rounding = operations.round_queries(queries, rounded, heads, width)
-        self._do(rounding, tokens, queries.size)
-        arrays = cache.keys, cache.values
+        y = np.empty_like(queries)
+        rounded: tuple[NDArray[Any], NDArray[Any] | int] = np.empty_like(queries), 0
+        if cache.kind is CacheKind.Q8:
+            quants = np.empty((tokens, heads, quads_of(width), QUAD_NUMBERS), np.int8)
+            rounded = quants, np.empty((tokens, heads), np.float32)
+        self._do(operations.round_queries(queries, *rounded, heads, width), tokens, queries.size)
         operation = operations.attend(
-            rounded, arrays, y, heads, cache.kv_heads, width, cache.capacity
+            rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity
         )
         scratch = ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS)
         self._do(operation, tokens, queries.size * (position + tokens), scratch, position)
         return y
+
+
+def _arrays(cache: CacheLayer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | int]:
+    """Return a cache's keys, values and scales, 0 where there are none."""
+    return cache.keys, cache.values, 0 if cache.scales is None else cache.scales

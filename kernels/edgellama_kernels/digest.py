@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellama_kernels.interface import Float32, Kernels, allocate_cache_layer
+from edgellama_kernels.interface import CacheKind, Float32, Kernels, allocate_cache_layer
 from edgellama_kernels.kinds import WeightKind, block_fields
 from edgellama_kernels.layout import PackedMatrix, row_bytes
 from edgellama_kernels.reference import exponential
@@ -20,12 +20,13 @@ from edgellama_kernels.reference import exponential
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPECTED_DIGEST = "c7bb1dea6713bb05e9c43c38b35762d599d4fd0eac6de84aa1524acef5d641e3"
+EXPECTED_DIGEST = "be93ce56c2a2b0616a15e89cd2824dacf3f684adfe2e6d54ffec89c76eeb7c24"
 
 ROWS = 43  # no multiple of 8
 COLUMNS = {1: 150, 32: 160, 256: 512}  # by GGUF's block; of 150 the last block of 32 is short
 POSITIONS = 150  # in the third tile of 64
-HEADS, KV_HEADS, HEAD_WIDTH = 6, 2, 24  # three query heads share a key head: not four
+HEADS, KV_HEADS = 6, 2  # three query heads share a key head: not four
+HEAD_WIDTH = 42  # no multiple of 4, and more than the 32 that a word of bytes takes at once
 
 
 def _integers(count: int, seed: int) -> NDArray[np.uint32]:
@@ -96,21 +97,23 @@ def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
     kernels.rope(rotated, _numbers(36, 5, 2, HEAD_WIDTH // 2))
     found["rope"] = rotated
     found["exponential"] = exponential(np.float32(22) * _numbers(37, 999))
-    return found | _attention_outputs(kernels)
+    for cache_kind in CacheKind:
+        found |= _attention_outputs(kernels, cache_kind)
+    return found
 
 
-def _attention_outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
-    cache = allocate_cache_layer(KV_HEADS, HEAD_WIDTH, POSITIONS)
+def _attention_outputs(kernels: Kernels, kind: CacheKind) -> dict[str, NDArray[Any]]:
+    cache = allocate_cache_layer(KV_HEADS, HEAD_WIDTH, POSITIONS, kind)
     keys, values = (_numbers(seed, POSITIONS, KV_HEADS, HEAD_WIDTH) for seed in (40, 41))
     kernels.store(cache, keys[:64], values[:64], 0)
     kernels.store(cache, keys[64:], values[64:], 64)
     queries = _numbers(42, POSITIONS, HEADS, HEAD_WIDTH)
-    return {
-        "keys": cache.keys,
-        "values": cache.values,
-        "attention prefill": kernels.attention(queries[100:], cache, 100),
-        "attention decode": kernels.attention(queries[70:71], cache, 70),
-    }
+    found: dict[str, NDArray[Any]] = {"keys": cache.keys, "values": cache.values}
+    if cache.scales is not None:
+        found["scales"] = cache.scales
+    found["attention prefill"] = kernels.attention(queries[100:], cache, 100)
+    found["attention decode"] = kernels.attention(queries[70:71], cache, 70)
+    return {f"{name} {kind.value}": array for name, array in found.items()}
 
 
 def digest(kernels: Kernels) -> str:

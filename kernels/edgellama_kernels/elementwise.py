@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from edgellama_kernels.interface import LANE_POSITIONS, ROW_EXPONENT_MAX
+from edgellama_kernels.interface import (
+    GROUP_POSITIONS,
+    LANE_POSITIONS,
+    QUAD_NUMBERS,
+    ROW_EXPONENT_MAX,
+)
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.kinds import HALF_COLUMNS
 from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
@@ -62,6 +67,15 @@ def largest_magnitude(x: int, index: int, count: int) -> Any:
     return max_i32(largest)
 
 
+@inlined
+def scale_and_inverse(bits: Any) -> Any:
+    """Rule 2: a block's scale and what it is multiplied with, from the largest's bits."""
+    largest = bits_f32(bits)
+    if largest < BLOCK_MAX_TINY:
+        return ZERO, ZERO
+    return largest / LEVELS, LEVELS / largest
+
+
 @part
 def quantize(
     x: int, quants: int, scales: int, sums: int, columns: int, tokens: int,
@@ -75,11 +89,7 @@ def quantize(
         bits = largest_magnitude(x, at, 32)
         if bits >= NOT_FINITE_BITS:
             return 1
-        largest = bits_f32(bits)
-        scale = inverse = ZERO
-        if largest >= BLOCK_MAX_TINY:
-            scale = largest / LEVELS
-            inverse = LEVELS / largest
+        scale, inverse = scale_and_inverse(bits)
         first_half = total = zeros_i32x8()
         for i in range(0, 32, FULL):
             lanes = i32_from_float(nearest(load_f32x8(x, at + i) * splat_f32(inverse)))
@@ -234,12 +244,12 @@ def expand(halves: int, exponents: int, y: int, width: int, first: int, past: in
 
 @part
 def store_cache(
-    keys: int, values: int, cache_keys: int, cache_values: int, kv_heads: int, width: int,
-    capacity: int, position: int, first: int, past: int,
+    keys: int, values: int, cache_keys: int, cache_values: int, scales: int, kv_heads: int,
+    width: int, capacity: int, position: int, first: int, past: int,
 ) -> int:  # fmt: skip
     """Write float32 [tokens, kv_heads, width] as fp16, keys with the position as the lane.
 
-    A unit is a head of a row.
+    With ``scales``, as int8. A unit is a head of a row.
     """
     for unit in range(first, past):
         token, head = divmod(unit, kv_heads)
@@ -248,6 +258,13 @@ def store_cache(
             return 1
         if largest_magnitude(values, at, width) >= HALF_OVERFLOW_BITS:
             return 1
+        if scales != 0:
+            at_position = head * capacity + position + token
+            store_quantized_key(keys, at, width, cache_keys, scales, at_position)
+            store_quantized_value(
+                values, at, width, cache_values, scales, kv_heads * capacity, at_position
+            )
+            continue
         chunk, lane = divmod(position + token, LANE_POSITIONS)
         value_at = (head * capacity + position + token) * width
         key_at = (head * (capacity // LANE_POSITIONS) + chunk) * width
@@ -259,3 +276,45 @@ def store_cache(
                 to = (key_at + i + d) * LANE_POSITIONS + lane
                 store_u16(cache_keys, to, lane_half(lanes, d))
     return 0
+
+
+@inlined
+def store_quantized_key(
+    keys: int, at: int, width: int, cache: int, scales: int, position: int
+) -> None:
+    """Write a head's key as int8 at a position counted over all heads, in quads."""
+    scale, inverse = scale_and_inverse(largest_magnitude(keys, at, width))
+    store_f32(scales, position, scale)
+    group, row = divmod(position, GROUP_POSITIONS)
+    quads = -(-width // QUAD_NUMBERS)
+    for i in range(0, width, FULL):
+        lanes = nearest(load_lanes(keys, at + i, width - i) * splat_f32(inverse))
+        for lane in range(min(FULL, width - i)):
+            quad, byte = divmod(i + lane, QUAD_NUMBERS)
+            to = ((group * quads + quad) * GROUP_POSITIONS + row) * QUAD_NUMBERS + byte
+            store_u8(cache, to, np.uint8(np.int32(lane_f32(lanes, lane))))
+
+
+@inlined
+def store_quantized_value(
+    values: int, at: int, width: int, cache: int, scales: int, first_scale: int, position: int
+) -> None:
+    """Write a head's value as int8 at a position counted over all heads."""
+    scale, inverse = scale_and_inverse(largest_magnitude(values, at, width))
+    store_f32(scales, first_scale + position, scale)
+    store_int8_lanes(values, at, width, ONE, inverse, cache, position * width)
+
+
+@inlined
+def store_int8_lanes(
+    x: int, at: int, width: int, factor: np.float32, inverse: np.float32, quants: int, to: int
+) -> None:
+    """Write ``width`` float32 as int8 after multiplying them by one number, then the other."""
+    for i in range(0, width, FULL):
+        lanes = load_lanes(x, at + i, width - i) * splat_f32(factor)
+        lanes = nearest(lanes * splat_f32(inverse))
+        if width - i >= FULL:
+            store_i32x8_as_i8(quants, to + i, i32_from_float(lanes))
+        else:
+            for lane in range(width - i):
+                store_u8(quants, to + i + lane, np.uint8(np.int32(lane_f32(lanes, lane))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ Float32 = NDArray[np.float32]
 
 TILE_POSITIONS = 64  # attention adds up values in tiles of this many absolute positions (rule 7)
 LANE_POSITIONS = 16  # neighbouring positions of a key dimension lie together in the cache
+GROUP_POSITIONS = 8  # of int8 keys: as the rows of a matrix in layout R8
+QUAD_NUMBERS = 4  # neighbouring int8 of a key that lie together
+QUANTIZED_WIDTH_MAX = 1024  # of a head: 1024 products of int8 add up to less than 2^24
 ROW_EXPONENT_MAX = 113  # 2^-113 brings the largest float32 below 65504 (rule 8)
 
 
@@ -41,15 +45,30 @@ class HiddenRows(NamedTuple):
     exponents: NDArray[np.uint8]
 
 
-class CacheLayer(NamedTuple):
-    """One layer's keys and values of one session, as fp16 bits, zero where nothing was stored.
+class CacheKind(enum.Enum):
+    """How keys and values are kept; the value is how a person names it."""
 
-    keys: uint16 [kv_heads, capacity // 16, head_width, 16], so that the lane is the position;
-    values: uint16 [kv_heads, capacity, head_width].
+    F16 = "f16"
+    Q8 = "q8"
+
+
+class CacheLayer(NamedTuple):
+    """One layer's keys and values of one session, zero where nothing was stored.
+
+    As fp16 bits: keys uint16 [kv_heads, capacity // 16, head_width, 16], so that the lane is the
+    position; values uint16 [kv_heads, capacity, head_width]. As int8: keys int8 [kv_heads,
+    capacity // 8, quads, 8, 4], a quad being four numbers of a head; values int8 [kv_heads,
+    capacity, head_width]; scales float32 [2, kv_heads, capacity], of keys, then of values.
     """
 
-    keys: NDArray[np.uint16]
-    values: NDArray[np.uint16]
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    scales: Float32 | None = None
+
+    @property
+    def kind(self) -> CacheKind:
+        """How the numbers are kept."""
+        return CacheKind.F16 if self.scales is None else CacheKind.Q8
 
     @property
     def kv_heads(self) -> int:
@@ -67,9 +86,35 @@ class CacheLayer(NamedTuple):
         return int(self.values.shape[2])
 
 
-def allocate_cache_layer(kv_heads: int, head_width: int, capacity: int) -> CacheLayer:
-    """Return a zeroed cache; ``capacity`` is rounded up to a multiple of 64 positions."""
+def quads_of(head_width: int) -> int:
+    """Return how many quads an int8 key takes; zeros fill up the last one."""
+    return -(-head_width // QUAD_NUMBERS)
+
+
+def cache_position_bytes(kv_heads: int, head_width: int, kind: CacheKind) -> int:
+    """Return the bytes of one position in one layer's cache."""
+    if kind is CacheKind.F16:
+        return 4 * kv_heads * head_width
+    return kv_heads * (QUAD_NUMBERS * quads_of(head_width) + head_width + 8)
+
+
+def allocate_cache_layer(
+    kv_heads: int, head_width: int, capacity: int, kind: CacheKind = CacheKind.F16
+) -> CacheLayer:
+    """Return a zeroed cache; ``capacity`` is rounded up to a multiple of 64 positions.
+
+    Raises ValueError for heads that are too wide for int8.
+    """
     positions = -(-capacity // TILE_POSITIONS) * TILE_POSITIONS
+    if kind is CacheKind.Q8:
+        if head_width > QUANTIZED_WIDTH_MAX:
+            raise ValueError(f"heads of {head_width} are too wide for an int8 cache")
+        groups, quads = positions // GROUP_POSITIONS, quads_of(head_width)
+        return CacheLayer(
+            np.zeros((kv_heads, groups, quads, GROUP_POSITIONS, QUAD_NUMBERS), np.int8),
+            np.zeros((kv_heads, positions, head_width), np.int8),
+            np.zeros((2, kv_heads, positions), np.float32),
+        )
     return CacheLayer(
         np.zeros((kv_heads, positions // LANE_POSITIONS, head_width, LANE_POSITIONS), np.uint16),
         np.zeros((kv_heads, positions, head_width), np.uint16),
@@ -142,7 +187,8 @@ class Verbs(Protocol):
     def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         """Write keys and values [T, kv_heads, D] of the positions from ``position`` on.
 
-        Raises NonFinite when a number does not fit fp16; the cache is then unchanged.
+        Raises NonFinite when a number does not fit fp16, whatever the cache's kind; the cache is
+        then unchanged.
         """
 
     def attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
@@ -200,11 +246,17 @@ class Kernels(Verbs, Protocol):
     def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
         """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
 
-    def record(self, tokens_max: int, width: int, head_width: int) -> Recording | None:
+    def record(
+        self,
+        tokens_max: int,
+        width: int,
+        head_width: int,
+        cache_kind: CacheKind = CacheKind.F16,
+    ) -> Recording | None:
         """Return verbs to write down layers with, None where a program would not be faster.
 
-        ``width`` is the hidden rows', ``head_width`` that of keys and RoPE. A verb may raise
-        Unrecordable.
+        ``width`` is the hidden rows', ``head_width`` that of keys and RoPE, ``cache_kind`` that of
+        the caches of every run. A verb may raise Unrecordable.
         """
 
     def close(self) -> None:

@@ -32,9 +32,9 @@ WRITES: Final = {
     QUANTIZE: (1, 2, 3),
     MULTIPLY: (10,),
     ROPE: (0,),
-    STORE: (2, 3),
-    ROUND: (1,),
-    ATTEND: (3,),
+    STORE: (2, 3, 4),
+    ROUND: (1, 2),
+    ATTEND: (5,),
     SILU: (2,),
     SHRINK: (1, 2),
     ADD: (2,),
@@ -94,34 +94,39 @@ def rope(x: Operand, table: Operand, heads: int, width: int) -> Operation:
 def store(
     keys: Operand,
     values: Operand,
-    cache: tuple[Operand, Operand],
+    cache: tuple[Operand, Operand, Operand],
     kv_heads: int,
     width: int,
     capacity: Operand,
 ) -> Operation:
-    """Write float32 [T, kv_heads, width] into a cache."""
+    """Write float32 [T, kv_heads, width] into a cache: its keys, values and scales, 0 for fp16."""
     return Operation(
         STORE, (keys, values, *cache, kv_heads, width, capacity), units_per_token=kv_heads
     )
 
 
-def round_queries(queries: Operand, rounded: Operand, heads: int, width: int) -> Operation:
-    """Rule 7 (a) on float32 [T, heads, width]."""
+def round_queries(
+    queries: Operand, rounded: Operand, scales: Operand, heads: int, width: int
+) -> Operation:
+    """Rule 7 (a) on float32 [T, heads, width]; with ``scales`` for an int8 cache, 0 for fp16."""
     scale = ONE / np.sqrt(np.float32(width))
-    return Operation(ROUND, (queries, rounded, width, _bits(scale)), units_per_token=heads)
+    return Operation(ROUND, (queries, rounded, scales, width, _bits(scale)), units_per_token=heads)
 
 
 def attend(
-    rounded: Operand,
-    cache: tuple[Operand, Operand],
+    rounded: tuple[Operand, Operand],
+    cache: tuple[Operand, Operand, Operand],
     y: Operand,
     heads: int,
     kv_heads: int,
     width: int,
     capacity: Operand,
 ) -> Operation:
-    """Rule 7 for rounded queries [T, heads, width]; what a unit is depends on T."""
-    return Operation(ATTEND, (rounded, *cache, y, heads, kv_heads, width, capacity))
+    """Rule 7 for queries [T, heads, width] as ``round_queries`` made them.
+
+    What a unit is depends on T.
+    """
+    return Operation(ATTEND, (*rounded, *cache, y, heads, kv_heads, width, capacity))
 
 
 def silu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:

@@ -14,6 +14,7 @@ from edgellama_kernels.arena import ALIGNMENT_BYTES, Arena, CacheOperand, Storag
 from edgellama_kernels.attention import ROWS_AT_ONCE
 from edgellama_kernels.interface import (
     TILE_POSITIONS,
+    CacheKind,
     CacheLayer,
     Float32,
     HiddenRows,
@@ -41,7 +42,7 @@ class Program:
         team: Team,
         recorded: Sequence[Operation],
         arena: Arena,
-        cache_shape: tuple[int, int],
+        cache_shape: tuple[CacheKind, int, int],
     ) -> None:
         self.tokens_max = arena.tokens_max
         self._team, self._arena, self._cache_shape = team, arena, cache_shape
@@ -147,8 +148,8 @@ class Program:
         bound = [reference() for reference in self._bound]
         if len(caches) == len(bound) and all(map(operator.is_, bound, (x.keys for x in caches))):
             return
-        shapes = {(x.kv_heads, x.head_width, x.capacity) for x in caches}
-        fitting = {shape[:2] for shape in shapes} == {self._cache_shape} and len(shapes) == 1
+        shapes = {(x.kind, x.kv_heads, x.head_width, x.capacity) for x in caches}
+        fitting = {shape[:3] for shape in shapes} == {self._cache_shape} and len(shapes) == 1
         if len(caches) != self._layers or not fitting:
             raise ValueError("the caches are not those of the recorded layers")
         for row, column, (layer, field) in self._cached:

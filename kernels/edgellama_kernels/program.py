@@ -107,8 +107,8 @@ def leave(sync: int, thread: int, threads: int, patience: int) -> int:
 def units_of(row: int, tokens: int) -> int:
     """Return how many units an operation has to share out."""
     if load_i64(row, CODE) == ATTEND:
-        kv_heads = int(load_i64(row, OPERANDS + 5))
-        rows = tokens * int(load_i64(row, OPERANDS + 4) // kv_heads)
+        kv_heads = int(load_i64(row, OPERANDS + 7))
+        rows = tokens * int(load_i64(row, OPERANDS + 6) // kv_heads)
         return kv_heads * -(-rows // ROWS_AT_ONCE)
     return int(load_i64(row, UNITS)) + tokens * int(load_i64(row, UNITS_PER_TOKEN))
 
@@ -127,21 +127,21 @@ def perform(row: int, tokens: int, position: int, first: int, past: int, scratch
         return rope(a, b, c, d, first, past)
     if code == SILU:
         return silu_multiply(a, b, c, d, first, past)
-    if code == ROUND:
-        return round_queries(a, b, c, bits_f32(np.int32(d)), first, past)
     e = load_i64(o, 4)
     if code == ADD:
         return add(a, b, c, d, e, first, past)
+    if code == ROUND:
+        return round_queries(a, b, c, d, bits_f32(np.int32(e)), first, past)
     if code == NORM:
         return rms_norm(a, b, c, d, bits_f32(np.int32(e)), first, past)
     if code == QUANTIZE:
         return quantize(a, b, c, d, e, tokens, first, past)
     f, g, h = load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
     if code == STORE:
-        return store_cache(a, b, c, d, e, f, g, position, first, past)
-    if code == ATTEND:
-        return attend(a, b, c, d, e, f, g, h, tokens, position, first, past, scratch)
+        return store_cache(a, b, c, d, e, f, g, h, position, first, past)
     i, j, k = load_i64(o, 8), load_i64(o, 9), load_i64(o, 10)
+    if code == ATTEND:
+        return attend(a, b, c, d, e, f, g, h, i, j, tokens, position, first, past, scratch)
     if code == MULTIPLY:
         return multiply(a, b, c, d, e, f, g, h, i, j, k, tokens, first, past, scratch)
     return 1

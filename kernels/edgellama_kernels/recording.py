@@ -12,7 +12,13 @@ import numpy as np
 
 from edgellama_kernels import operations
 from edgellama_kernels.arena import Arena, CacheOperand, Storage
-from edgellama_kernels.interface import Float32, Unrecordable
+from edgellama_kernels.interface import (
+    QUAD_NUMBERS,
+    CacheKind,
+    Float32,
+    Unrecordable,
+    quads_of,
+)
 from edgellama_kernels.kinds import BLOCK_COLUMNS
 from edgellama_kernels.matmul import matrix_operands
 from edgellama_kernels.prepared import Program
@@ -60,11 +66,13 @@ class Recording:
     arguments of that name are not looked at; a layer's cache is ``cache(layer)``.
     """
 
-    def __init__(self, team: Team, tokens_max: int, width: int, head_width: int) -> None:
+    def __init__(
+        self, team: Team, tokens_max: int, width: int, head_width: int, cache_kind: CacheKind
+    ) -> None:
         self._team = team
         self._tokens_max = tokens_max
         self._operations: list[Operation] = []
-        self._width, self._head_width = width, head_width
+        self._width, self._head_width, self._cache_kind = width, head_width, cache_kind
         self.hidden = Storage(2 * width), Storage(1)
         self.turns = RecordedArray(Storage(4 * head_width), (2, head_width // 2))
 
@@ -151,7 +159,7 @@ class Recording:
         """Record ``Verbs.store``."""
         kv_heads, width = keys.shape
         _check(values.shape == keys.shape and width == self._head_width)
-        arrays, capacity = _cache_operands(cache)
+        arrays, capacity = self._cache_operands(cache)
         self._operations.append(
             operations.store(keys.storage, values.storage, arrays, kv_heads, width, capacity)
         )
@@ -163,33 +171,34 @@ class Recording:
         _check(width == self._head_width and heads % self._kv_heads == 0)
         if width < VECTOR:
             raise Unrecordable(f"heads of {width} are narrower than a vector")
-        rounded, y = _numbers(heads, width), _numbers(heads * width)
-        arrays, capacity = _cache_operands(cache)
+        y = _numbers(heads * width)
+        rounded: tuple[Storage, Storage | int] = Storage(4 * heads * width), 0
+        if self._cache_kind is CacheKind.Q8:
+            rounded = Storage(QUAD_NUMBERS * quads_of(width) * heads), Storage(4 * heads)
+        arrays, capacity = self._cache_operands(cache)
+        self._operations.append(operations.round_queries(queries.storage, *rounded, heads, width))
         self._operations.append(
-            operations.round_queries(queries.storage, rounded.storage, heads, width)
-        )
-        self._operations.append(
-            operations.attend(
-                rounded.storage, arrays, y.storage, heads, self._kv_heads, width, capacity
-            )
+            operations.attend(rounded, arrays, y.storage, heads, self._kv_heads, width, capacity)
         )
         return y
+
+    def _cache_operands(
+        self, layer: int
+    ) -> tuple[tuple[CacheOperand, CacheOperand, CacheOperand | int], CacheOperand]:
+        scales = CacheOperand(layer, "scales") if self._cache_kind is CacheKind.Q8 else 0
+        arrays = CacheOperand(layer, "keys"), CacheOperand(layer, "values"), scales
+        return arrays, CacheOperand(layer, "capacity")
 
     def finish(self, hidden: Any) -> Program:
         """Return the program whose result is ``hidden``."""
         given = (*self.hidden, self.turns.storage)
         arena = Arena(self._operations, given, hidden, self._tokens_max)
-        cache_shape = (self._kv_heads, self._head_width)
+        cache_shape = (self._cache_kind, self._kv_heads, self._head_width)
         return Program(self._team, self._operations, arena, cache_shape)
 
 
 def _numbers(*shape: int) -> RecordedArray:
     return RecordedArray(Storage(4 * int(np.prod(shape))), shape)
-
-
-def _cache_operands(layer: int) -> tuple[tuple[CacheOperand, CacheOperand], CacheOperand]:
-    arrays = CacheOperand(layer, "keys"), CacheOperand(layer, "values")
-    return arrays, CacheOperand(layer, "capacity")
 
 
 def _check(fits: bool) -> None:

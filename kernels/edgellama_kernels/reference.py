@@ -15,13 +15,16 @@ import numpy as np
 
 from edgellama_kernels.checked import CheckedKernels
 from edgellama_kernels.interface import (
+    GROUP_POSITIONS,
     LANE_POSITIONS,
+    QUAD_NUMBERS,
     TILE_POSITIONS,
     CacheLayer,
     Float32,
     HiddenRows,
     NonFinite,
     QuantizedBlocks,
+    quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS, HALF_COLUMNS
 from edgellama_kernels.layout import GROUP_ROWS, PackedMatrix, widened
@@ -142,14 +145,9 @@ class ReferenceKernels(CheckedKernels):
         tokens, columns = x.shape
         blocks = x.reshape(tokens, columns // BLOCK_COLUMNS, BLOCK_COLUMNS)
         blocks = np.ascontiguousarray(blocks.transpose(1, 0, 2))
-        largest = np.abs(blocks).max(axis=2)
-        if not np.isfinite(largest).all():
+        if not np.isfinite(x).all():
             raise NonFinite("the input of a matmul is infinite or NaN")
-        tiny = largest < BLOCK_MAX_TINY
-        divisor = np.where(tiny, ONE, largest)
-        scales = np.where(tiny, ZERO, divisor / f32(127))
-        inverse = np.where(tiny, ZERO, f32(127) / divisor)
-        quants = np.rint(blocks * inverse[..., None]).astype(np.int8)
+        quants, scales = quantized(blocks)
         first = quants[..., :HALF_COLUMNS].sum(axis=2, dtype=np.int16)
         whole = quants.sum(axis=2, dtype=np.int16)
         return QuantizedBlocks(quants, scales, np.stack([first, whole], axis=2))
@@ -222,11 +220,20 @@ class ReferenceKernels(CheckedKernels):
             return x + summand
 
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
-        """Rule 7's cache: fp16, nearest even."""
+        """Rule 7's cache: fp16, nearest even, or int8 by rule 2, a whole head being the block."""
         for numbers in (keys, values):
             if not (np.abs(numbers) < HALF_ROUNDS_TO_INFINITY).all():
                 raise NonFinite("a key or value is too large for the cache, infinite or NaN")
         positions = np.arange(position, position + len(keys))
+        if cache.scales is not None:
+            groups, rows = positions // GROUP_POSITIONS, positions % GROUP_POSITIONS
+            quants, scales = quantized(keys)
+            cache.keys[:, groups, :, rows] = _in_quads(quants)
+            cache.scales[0][:, positions] = scales.T
+            quants, scales = quantized(values)
+            cache.values[:, positions] = quants.transpose(1, 0, 2)
+            cache.scales[1][:, positions] = scales.T
+            return
         chunks, lanes = positions // LANE_POSITIONS, positions % LANE_POSITIONS
         cache.keys[:, chunks, :, lanes] = keys.astype(np.float16).view(np.uint16)
         cache.values[:, positions] = values.astype(np.float16).view(np.uint16).transpose(1, 0, 2)
@@ -235,7 +242,9 @@ class ReferenceKernels(CheckedKernels):
         """Rule 7, all queries that share a key head at once, in chunks that bound the memory."""
         tokens, heads, width = queries.shape
         with np.errstate(all="ignore"):
-            scaled = rounded_13_bits(queries * (ONE / square_root(f32(width))))
+            scaled = queries * (ONE / square_root(f32(width)))
+            if cache.scales is None:
+                scaled = rounded_13_bits(scaled)
         if not (np.abs(scaled) < QUERY_LIMIT).all():
             raise NonFinite("a query is too large, infinite or NaN")
         shared = heads // cache.kv_heads
@@ -247,7 +256,7 @@ class ReferenceKernels(CheckedKernels):
             limits = np.repeat(np.arange(position + chunk.start, position + chunk.stop) + 1, shared)
             for head in range(cache.kv_heads):
                 rows = grouped[chunk, head].reshape(-1, width)
-                attended = _attend(rows, limits, cache.keys[head], cache.values[head])
+                attended = _attend(rows, limits, cache, head)
                 out[chunk, head] = attended.reshape(-1, shared, width)
         return out
 
@@ -280,28 +289,70 @@ def _with_residual(y: Float32, residual: Float32 | None) -> Float32:
         return y + residual
 
 
-def _attend(
-    queries: Float32, limits: NDArray[np.int64], keys: NDArray[Any], values: NDArray[Any]
-) -> Float32:
-    """Rule 7 (b) to (g) for queries [R, D] (already rounded) that see ``limits`` [R] positions."""
+def quantized(blocks: Float32) -> tuple[NDArray[np.int8], Float32]:
+    """Rule 2: int8 [..., n] and float32 scales [...] of finite blocks, the last axis."""
+    largest = np.abs(blocks).max(axis=-1)
+    tiny = largest < BLOCK_MAX_TINY
+    divisor = np.where(tiny, ONE, largest)
+    scales = np.where(tiny, ZERO, divisor / f32(127))
+    inverse = np.where(tiny, ZERO, f32(127) / divisor)
+    return np.rint(blocks * inverse[..., None]).astype(np.int8), scales
+
+
+def _in_quads(quants: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return [..., D] as [..., quads, 4], filled up with zeros."""
+    width = quants.shape[-1]
+    quads = quads_of(width)
+    filled = np.zeros((*quants.shape[:-1], quads * QUAD_NUMBERS), np.int8)
+    filled[..., :width] = quants
+    return filled.reshape(*quants.shape[:-1], quads, QUAD_NUMBERS)
+
+
+def _attend(queries: Float32, limits: NDArray[np.int64], cache: CacheLayer, head: int) -> Float32:
+    """Rule 7 (b) to (g) for scaled queries [R, D] that see ``limits`` [R] positions of a head."""
     rows, width = queries.shape
     tiles = -(-int(limits.max()) // TILE_POSITIONS)
     positions = tiles * TILE_POSITIONS
-    key = keys[: positions // LANE_POSITIONS].transpose(1, 0, 2).reshape(width, positions)
-    key = key.view(np.float16).astype(np.float32)
-    value = values[:positions].view(np.float16).astype(np.float32)
-    scores = np.zeros((rows, positions), np.float32)
-    for d in range(width):
-        scores += queries[:, d, None] * key[d]
+    values = cache.values[head, :positions]
+    if cache.scales is None:
+        scores = _scores(queries, cache.keys[head], positions)
+        values = values.view(np.float16)
+    else:
+        scores = _integer_scores(queries, cache.keys[head], cache.scales[0, head, :positions])
     scores[np.arange(positions) >= limits[:, None]] = -np.inf
     with np.errstate(all="ignore"):
         weights = rounded_13_bits(exponential(scores - scores.max(axis=1, keepdims=True)))
     lanes = np.zeros((rows, LANE_POSITIONS), np.float32)
     for step in weights.reshape(rows, -1, LANE_POSITIONS).transpose(1, 0, 2):
         lanes = lanes + step
+    if cache.scales is not None:
+        weights = rounded_13_bits(weights * cache.scales[1, head, :positions])
     tiled = weights.reshape(rows, tiles, TILE_POSITIONS, 1)
-    value = value.reshape(tiles, TILE_POSITIONS, width)
+    value = values.astype(np.float32).reshape(tiles, TILE_POSITIONS, width)
     sums = np.zeros((rows, tiles, width), np.float32)
     for j in range(TILE_POSITIONS):
         sums += tiled[:, :, j] * value[None, :, j]
     return _added_upwards(sums.transpose(1, 0, 2)) * (ONE / tree(lanes))[:, None]
+
+
+def _scores(queries: Float32, keys: NDArray[np.uint16], positions: int) -> Float32:
+    """Rule 7 (b), fp16: the sum of ``q'[d] k[j][d]``, d upwards."""
+    width = queries.shape[1]
+    key = keys[: positions // LANE_POSITIONS].transpose(1, 0, 2).reshape(width, positions)
+    key = key.view(np.float16).astype(np.float32)
+    scores = np.zeros((len(queries), positions), np.float32)
+    for d in range(width):
+        scores += queries[:, d, None] * key[d]
+    return scores
+
+
+def _integer_scores(queries: Float32, keys: NDArray[np.int8], scales: Float32) -> Float32:
+    """Rule 7 (b), int8: exact sums of products, below 2^24 so that any order will do."""
+    quants, query_scales = quantized(queries)
+    positions = len(scales)
+    key = keys[: positions // GROUP_POSITIONS].transpose(1, 3, 0, 2).reshape(-1, positions)
+    products: Float32 = np.matmul(
+        quants.astype(np.float32), key[: quants.shape[1]].astype(np.float32)
+    )
+    factors: Float32 = query_scales[:, None] * scales
+    return products * factors

@@ -14,7 +14,14 @@ from typing import Any
 
 import edgellama_kernels
 import numpy as np
-from edgellama_kernels import HiddenRows, Kernels, PackedMatrix, WeightKind, allocate_cache_layer
+from edgellama_kernels import (
+    CacheKind,
+    HiddenRows,
+    Kernels,
+    PackedMatrix,
+    WeightKind,
+    allocate_cache_layer,
+)
 from edgellama_kernels.layout import row_bytes
 
 CASES = 24
@@ -59,8 +66,6 @@ def outputs(kernels: Kernels, case: int, given: Arrays) -> Arrays:
     prepared = kernels.prepare(given["x"])
     hidden: HiddenRows = kernels.shrink(given["x"])
     positions, kv_heads, width = given["keys"].shape
-    cache = allocate_cache_layer(kv_heads, width, positions)
-    kernels.store(cache, given["keys"], given["values"], 0)
     rotated = given["heads"].copy()
     kernels.rope(rotated, given["table"])
     small = given["gate"] / np.float32(30)
@@ -75,10 +80,13 @@ def outputs(kernels: Kernels, case: int, given: Arrays) -> Arrays:
         "rms_norm": kernels.rms_norm(small, given["weight"], 1e-5),
         "silu_multiply": kernels.silu_multiply(given["gate"], small),
         "rope": rotated,
-        "keys": cache.keys,
-        "values": cache.values,
-        "attention": kernels.attention(given["heads"], cache, positions - tokens),
     }
+    for cache_kind in CacheKind:
+        cache = allocate_cache_layer(kv_heads, width, positions, cache_kind)
+        kernels.store(cache, given["keys"], given["values"], 0)
+        name = cache_kind.value
+        found |= {f"keys {name}": cache.keys, f"values {name}": cache.values}
+        found[f"attention {name}"] = kernels.attention(given["heads"], cache, positions - tokens)
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from edgellama_kernels import (
+    CacheKind,
     CacheLayer,
     HiddenRows,
     Kernels,
@@ -84,8 +85,8 @@ def run_layer(kernels, layer: Layer, cache, hidden, turns, position: int):
     return kernels.shrink(kernels.matmul(layer.down, activated, x))
 
 
-def recorded(kernels: Kernels, layers: list[Layer]):
-    recording = kernels.record(TOKENS_MAX, WIDTH, HEAD_WIDTH)
+def recorded(kernels: Kernels, layers: list[Layer], cache_kind: CacheKind = CacheKind.F16):
+    recording = kernels.record(TOKENS_MAX, WIDTH, HEAD_WIDTH, cache_kind)
     assert recording is not None
     hidden = recording.hidden
     for number, layer in enumerate(layers):
@@ -93,8 +94,10 @@ def recorded(kernels: Kernels, layers: list[Layer]):
     return recording.finish(hidden)
 
 
-def caches_for(layers: list[Layer]) -> tuple[CacheLayer, ...]:
-    return tuple(allocate_cache_layer(KV_HEADS, HEAD_WIDTH, CAPACITY) for _ in layers)
+def caches_for(
+    layers: list[Layer], cache_kind: CacheKind = CacheKind.F16
+) -> tuple[CacheLayer, ...]:
+    return tuple(allocate_cache_layer(KV_HEADS, HEAD_WIDTH, CAPACITY, cache_kind) for _ in layers)
 
 
 def some_hidden(kernels: Kernels, tokens: int, seed: int = 1) -> HiddenRows:
@@ -107,12 +110,22 @@ def some_turns(tokens: int) -> np.ndarray:
 
 @pytest.mark.parametrize("equal_cores", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("kind", [WeightKind.F32, WeightKind.Q8_0, WeightKind.Q4_0])
-def test_a_program_gives_the_bits_of_the_verbs(reference, kind, threads, equal_cores) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cache_kind"),
+    [
+        (WeightKind.F32, CacheKind.F16),
+        (WeightKind.Q8_0, CacheKind.F16),
+        (WeightKind.Q4_0, CacheKind.F16),
+        (WeightKind.Q4_0, CacheKind.Q8),
+    ],
+)
+def test_a_program_gives_the_bits_of_the_verbs(
+    reference, kind, cache_kind, threads, equal_cores
+) -> None:
     layers = [some_layer(kind, seed) for seed in (10, 20, 30)]
     kernels = load("numba", threads, equal_cores=equal_cores)
-    prepared = recorded(kernels, layers)
-    ours, theirs = caches_for(layers), caches_for(layers)
+    prepared = recorded(kernels, layers, cache_kind)
+    ours, theirs = caches_for(layers, cache_kind), caches_for(layers, cache_kind)
     position = 0
     for tokens in (40, 1, 1, 7, 1, 33, 1, 1, 40, 1, 1, 1):
         hidden, turns = some_hidden(reference, tokens, position), some_turns(tokens)
@@ -125,6 +138,8 @@ def test_a_program_gives_the_bits_of_the_verbs(reference, kind, threads, equal_c
     for one, other in zip(ours, theirs, strict=True):
         assert_same_bits(one.keys, other.keys)
         assert_same_bits(one.values, other.values)
+        if one.scales is not None:
+            assert_same_bits(one.scales, other.scales)
     kernels.close()
 
 
@@ -170,7 +185,8 @@ def test_what_does_not_fit_is_refused(compiled) -> None:
     other = tuple(allocate_cache_layer(KV_HEADS, HEAD_WIDTH, 64) for _ in layers)
     wide = tuple(allocate_cache_layer(KV_HEADS, 32, CAPACITY) for _ in layers)
     prepared.run(hidden, turns, caches, 0)
-    for wrong in (caches[:1], (caches[0], other[1]), wide, ()):
+    quantized = caches_for(layers, CacheKind.Q8)
+    for wrong in (caches[:1], (caches[0], other[1]), wide, quantized, ()):
         with pytest.raises(ValueError, match="caches"):
             prepared.run(hidden, turns, wrong, 0)
     for position in (-1, CAPACITY - 1):

@@ -9,10 +9,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from edgellama_kernels import (
+    CacheKind,
     Kernels,
     PackedMatrix,
     WeightKind,
     allocate_cache_layer,
+    cache_position_bytes,
     exponential,
 )
 from edgellama_kernels.kinds import FORMATS, block_quants, block_scales, factor_numbers
@@ -179,13 +181,40 @@ def test_rule_7_attention_is_softmax_of_what_is_visible(reference: Kernels) -> N
     cache = allocate_cache_layer(2, 12, 90)
     reference.store(cache, keys, values, 0)
     y = reference.attention(queries, cache, 0)
+    quantized = allocate_cache_layer(2, 12, 90, CacheKind.Q8)
+    reference.store(quantized, keys, values, 0)
+    z = reference.attention(queries, quantized, 0)
     keys, values = (x.astype(np.float16).astype(float) for x in (keys, values))
     for t, head in ((0, 0), (15, 1), (63, 2), (64, 3), (89, 1)):
         scores = keys[: t + 1, head // 2] @ queries[t, head] / math.sqrt(12)
         weights = np.exp(scores - scores.max())
         exact = weights @ values[: t + 1, head // 2] / weights.sum()
         assert np.abs(y[t, head * 12 :][:12] - exact).max() < 2e-3
+        assert np.abs(z[t, head * 12 :][:12] - exact).max() < 4e-2  # int8: steps of 1/127
     assert_same_bits(y[0, :12], values[0, 0].astype(f32))
+
+
+def test_rule_7_keeps_int8_as_rule_2_says(reference: Kernels) -> None:
+    keys, values = random_rows(1, 90, 2, 10), random_rows(2, 90, 2, 10)
+    keys[3] = values[4] = 0
+    cache = allocate_cache_layer(2, 10, 90, CacheKind.Q8)
+    reference.store(cache, keys, values, 0)
+    assert cache.scales is not None
+    assert cache_position_bytes(2, 10, CacheKind.Q8) * cache.capacity == sum(
+        array.nbytes for array in cache if array is not None
+    )
+    for position, head, d in ((0, 0, 0), (3, 1, 4), (4, 0, 2), (89, 1, 9), (63, 0, 7)):
+        for number, (given_, scales) in enumerate(zip((keys, values), cache.scales, strict=True)):
+            largest = np.abs(given_[position, head]).max()
+            expected = f32(0) if largest == 0 else largest / f32(127)
+            assert scales[head, position] == expected
+            inverse = f32(0) if largest == 0 else f32(127) / largest
+            quant = np.rint(given_[position, head, d] * inverse)
+            kept = (
+                cache.keys[head, position // 8, d // 4, position % 8, d % 4],
+                cache.values[head, position, d],
+            )[number]
+            assert kept == quant
 
 
 @settings(deadline=None)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgellama_kernels import HiddenRows, NonFinite, WeightKind, allocate_cache_layer, load
+from edgellama_kernels import (
+    CacheKind,
+    HiddenRows,
+    NonFinite,
+    WeightKind,
+    allocate_cache_layer,
+    load,
+)
 from kernel_cases import packed, random_rows
 
 NOT_FINITE = [np.nan, -np.nan, np.inf, -np.inf]
@@ -29,10 +36,11 @@ def test_rows_that_are_not_finite(kernels, value, place) -> None:
             kernels.matmul(packed(kind, 8, 256), rows)
 
 
+@pytest.mark.parametrize("cache_kind", CacheKind)
 @pytest.mark.parametrize("value", [*NOT_FINITE, 1e30, 65520, -65520])
 @pytest.mark.parametrize("place", [0, 11])
-def test_keys_and_values_that_do_not_fit(kernels, value, place) -> None:
-    cache = allocate_cache_layer(1, 12, 64)
+def test_keys_and_values_that_do_not_fit(kernels, value, place, cache_kind) -> None:
+    cache = allocate_cache_layer(1, 12, 64, cache_kind)
     bad = spoiled(value, place, 12).reshape(3, 1, 12)
     good = np.ones((3, 1, 12), np.float32)
     for keys, values in ((bad, good), (good, bad)):
@@ -41,13 +49,20 @@ def test_keys_and_values_that_do_not_fit(kernels, value, place) -> None:
         assert not cache.keys.any()
         assert not cache.values.any()
     kernels.store(cache, good * np.float32(65519.99), good, 0)
-    assert cache.keys.max() == 0x7BFF
+    assert cache.keys.max() == {CacheKind.F16: 0x7BFF, CacheKind.Q8: 127}[cache_kind]
 
 
+def test_heads_too_wide_for_exact_sums_of_int8() -> None:
+    allocate_cache_layer(1, 1024, 64, CacheKind.Q8)
+    with pytest.raises(ValueError, match="too wide"):
+        allocate_cache_layer(1, 1025, 64, CacheKind.Q8)
+
+
+@pytest.mark.parametrize("cache_kind", CacheKind)
 @pytest.mark.parametrize("value", [*NOT_FINITE, 2.0**103])
 @pytest.mark.parametrize("place", [0, 11])
-def test_queries_whose_scores_could_overflow(kernels, value, place) -> None:
-    cache = allocate_cache_layer(1, 12, 64)
+def test_queries_whose_scores_could_overflow(kernels, value, place, cache_kind) -> None:
+    cache = allocate_cache_layer(1, 12, 64, cache_kind)
     with pytest.raises(NonFinite):
         kernels.attention(spoiled(value, place, 12).reshape(3, 1, 12), cache, 0)
 
@@ -84,6 +99,7 @@ def test_shapes_that_do_not_fit(kernels) -> None:
     x = np.zeros((2, 64), np.float32)
     matrix = packed(WeightKind.Q8_0, 8, 32)
     cache = allocate_cache_layer(2, 8, 64)
+    quantized = allocate_cache_layer(2, 8, 64, CacheKind.Q8)
     heads = np.zeros((2, 4, 8), np.float32)
     refused = [
         lambda: kernels.shrink(x.astype(np.float64)),
@@ -112,6 +128,9 @@ def test_shapes_that_do_not_fit(kernels) -> None:
         lambda: kernels.attention(heads[:, :0], cache, 0),
         lambda: kernels.attention(heads, cache, 63),
         lambda: kernels.attention(heads, cache._replace(keys=cache.keys[:, :2]), 0),
+        lambda: kernels.attention(heads, quantized._replace(scales=None), 0),
+        lambda: kernels.attention(heads, quantized._replace(scales=quantized.scales[:1]), 0),
+        lambda: kernels.attention(heads, cache._replace(scales=quantized.scales), 0),
         lambda: kernels.expand(HiddenRows(np.zeros((2, 3), np.uint16), np.zeros(1, np.uint8))),
         lambda: kernels.expand(HiddenRows(np.zeros((2, 3), np.int16), np.zeros(2, np.uint8))),
         lambda: kernels.quantize(x[:, :33]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgellama_kernels import Kernels, WeightKind, allocate_cache_layer
+from edgellama_kernels import CacheKind, CacheLayer, Kernels, WeightKind, allocate_cache_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same_bits, awkward_rows, packed, random_rows, whole_blocks
@@ -105,30 +105,40 @@ def test_rope(compiled, reference, width) -> None:
     assert_same_bits(one, other)
 
 
-@pytest.mark.parametrize("width", [4, 8, 12, 40, 64, 128])
+def assert_same_caches(one: CacheLayer, other: CacheLayer) -> None:
+    for ours, theirs in zip(one, other, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("cache_kind", CacheKind)
+@pytest.mark.parametrize("width", [4, 8, 12, 40, 42, 64, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (8, 1)])
-def test_cache_and_attention(compiled, reference, width, heads, kv_heads) -> None:
-    caches = [allocate_cache_layer(kv_heads, width, 200) for _ in range(2)]
+def test_cache_and_attention(compiled, reference, width, heads, kv_heads, cache_kind) -> None:
+    caches = [allocate_cache_layer(kv_heads, width, 200, cache_kind) for _ in range(2)]
     keys, values = random_rows(1, 150, kv_heads, width), random_rows(2, 150, kv_heads, width)
     keys[5] *= np.float32(1e-6)  # subnormal in fp16
+    keys[6] = values[7] = 0
+    values[8] *= np.float32(1e-33)  # too small for a scale
     queries = random_rows(3, 40, heads, width)
     queries[0] *= np.float32(100)  # weights far below 2^-64
     queries[1] = 0
     for kernels, cache in zip((compiled, reference), caches, strict=True):
         kernels.store(cache, keys, values, 3)
-    assert_same_bits(caches[0].keys, caches[1].keys)
-    assert_same_bits(caches[0].values, caches[1].values)
+    assert_same_caches(*caches)
     for tokens, position in ((1, 0), (1, 63), (1, 64), (2, 152), (40, 50)):
         one = compiled.attention(queries[:tokens], caches[0], position)
         assert_same_bits(one, reference.attention(queries[:tokens], caches[1], position))
 
 
-def test_a_prompt_may_be_cut_anywhere(kernels) -> None:
+@pytest.mark.parametrize("cache_kind", CacheKind)
+def test_a_prompt_may_be_cut_anywhere(kernels, cache_kind) -> None:
     keys, values = random_rows(1, 150, 2, 16), random_rows(2, 150, 2, 16)
     queries = random_rows(3, 150, 6, 16)
     whole = None
     for chunk in (150, 64, 7, 1):
-        cache = allocate_cache_layer(2, 16, 150)
+        cache = allocate_cache_layer(2, 16, 150, cache_kind)
         parts = []
         for start in range(0, 150, chunk):
             part = slice(start, start + chunk)
@@ -138,8 +148,9 @@ def test_a_prompt_may_be_cut_anywhere(kernels) -> None:
         assert_same_bits(np.concatenate(parts), whole)
 
 
-def test_what_stood_later_in_the_cache_does_not_matter(kernels) -> None:
-    cache = allocate_cache_layer(1, 8, 128)
+@pytest.mark.parametrize("cache_kind", CacheKind)
+def test_what_stood_later_in_the_cache_does_not_matter(kernels, cache_kind) -> None:
+    cache = allocate_cache_layer(1, 8, 128, cache_kind)
     kernels.store(cache, random_rows(1, 128, 1, 8), random_rows(2, 128, 1, 8), 0)
     queries = random_rows(3, 5, 4, 8)
     before = kernels.attention(queries, cache, 60)
@@ -152,8 +163,9 @@ def test_any_number_of_threads(crew, compiled) -> None:
     x = awkward_rows(1, 11, 96)
     keys, values = random_rows(2, 70, 3, 16), random_rows(3, 70, 3, 16)
     queries, table = random_rows(4, 11, 6, 16), random_rows(5, 11, 2, 8)
-    cache = allocate_cache_layer(3, 16, 70)
-    compiled.store(cache, keys, values, 0)
+    caches = [allocate_cache_layer(3, 16, 70, cache_kind) for cache_kind in CacheKind]
+    for cache in caches:
+        compiled.store(cache, keys, values, 0)
     for kernels in crew:
         for kind in KINDS:
             for rows in (1, 8, 43):
@@ -172,8 +184,9 @@ def test_any_number_of_threads(crew, compiled) -> None:
         kernels.rope(one, table)
         compiled.rope(other, table)
         assert_same_bits(one, other)
-        expected = compiled.attention(queries, cache, 50)
-        assert_same_bits(kernels.attention(queries, cache, 50), expected)
+        for cache in caches:
+            expected = compiled.attention(queries, cache, 50)
+            assert_same_bits(kernels.attention(queries, cache, 50), expected)
 
 
 def test_no_tokens_are_no_trouble(kernels) -> None:
@@ -187,8 +200,9 @@ def test_no_tokens_are_no_trouble(kernels) -> None:
     assert kernels.silu_multiply(nothing, nothing).shape == (0, 64)
     assert kernels.add(nothing, nothing).shape == (0, 64)
     assert kernels.add(nothing, np.ones(64, np.float32)).shape == (0, 64)
-    cache = allocate_cache_layer(2, 16, 64)
     heads = np.zeros((0, 2, 16), np.float32)
     kernels.rope(heads, np.zeros((0, 2, 8), np.float32))
-    kernels.store(cache, heads, heads, 64)
-    assert kernels.attention(heads, cache, 64).shape == (0, 32)
+    for cache_kind in CacheKind:
+        cache = allocate_cache_layer(2, 16, 64, cache_kind)
+        kernels.store(cache, heads, heads, 64)
+        assert kernels.attention(heads, cache, 64).shape == (0, 32)
