@@ -39,7 +39,8 @@ class ModelFacts:
 
     ``layer_bytes[l]`` counts layer ``l``'s weights in packed form, ``home_bytes`` the embedding,
     the output norm and the head (tied ones once). ``kv_bytes_per_token`` is one layer's keys and
-    values for one position, ``scratch_bytes`` a stage's working memory at its largest step.
+    values for one position as f16, ``kv_q8_bytes_per_token`` as q8; ``scratch_bytes`` a stage's
+    working memory at its largest step.
     """
 
     root: str  # hexadecimal root hash of the manifest: the model's identity
@@ -51,11 +52,16 @@ class ModelFacts:
     home_bytes: int
     kv_bytes_per_token: int
     scratch_bytes: int
+    kv_q8_bytes_per_token: int
 
     @property
     def layers(self) -> int:
         """The number of decoder layers."""
         return len(self.layer_bytes)
+
+
+KV_F16, KV_Q8 = KV_KINDS = ("f16", "q8")
+"""How keys and values are kept: as fp16, or as int8 in about half the memory."""
 
 
 class DeviceSpeed(NamedTuple):
@@ -103,7 +109,7 @@ class Plan:
     """Which device holds which span, in the order of the ring; the first stage is home.
 
     Home also holds the embedding, the head and the sampler. ``context`` positions of KV cache
-    are kept for each of ``sessions_max`` sessions.
+    are kept for each of ``sessions_max`` sessions, on every stage as ``kv_kind`` says.
     """
 
     epoch: int
@@ -112,6 +118,7 @@ class Plan:
     context: int
     sessions_max: int
     stages: tuple[StagePlacement, ...]
+    kv_kind: str = KV_F16
 
     @property
     def home(self) -> NodeId:

@@ -24,7 +24,7 @@ from edgellama.model.weights import (
     pack_home,
     pack_layer,
 )
-from edgellama.values import Span
+from edgellama.values import KV_F16, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +44,7 @@ class PackedModel:
     config: ModelConfig
     layers: tuple[LayerWeights, ...]
     home: HomeWeights
+    kv_kind: str = KV_F16  # how rings keep keys and values
 
 
 def packed_model(path: Path) -> PackedModel:
@@ -78,7 +79,8 @@ class Ring:
             span = Span(first, first + count)
             layers = model.layers[span.first : span.past]
             capacity = context or model.config.context_max
-            self.stages.append(Stage(kernels, model.config, span, layers, capacity, 1))
+            kept = capacity, 1, model.kv_kind
+            self.stages.append(Stage(kernels, model.config, span, layers, *kept))
             first = span.past
         for stage in self.stages:
             stage.open(SESSION)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellama.cli.asker import open_asker
-from edgellama.cli.options import as_json, backend, code, key, key_choice, note, peers, threads
+from edgellama.cli.options import as_json, backend, code, key, key_choice, kv, note, peers, threads
 from edgellama.cli.status import wire_object
 from edgellama.errors import MisuseError
 
@@ -45,6 +45,7 @@ TOKENS_DEFAULT = 256
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without a chat template.")
 @click.option("--model", metavar="FILE", help="Answer on this device alone from this GGUF file.")
 @click.option("--context", type=click.IntRange(16), help="With --model: positions to keep.")
+@kv
 @peers
 @key
 @code
@@ -65,6 +66,7 @@ def command(
     raw: bool,
     model: str | None,
     context: int | None,
+    kv_kind: str | None,
     peers: tuple[str, ...],
     key: str | None,
     code: str | None,
@@ -79,7 +81,7 @@ def command(
     """
     from edgellama.model.sampling import validate
     from edgellama.node.asking import LocalSettings
-    from edgellama.values import SamplingSettings
+    from edgellama.values import KV_F16, SamplingSettings
     from edgellama.wire.messages import Ask
 
     sampling = SamplingSettings(
@@ -96,7 +98,7 @@ def command(
         *(secrets.randbits(64), sampling, max_tokens, ignore_eos, raw, ()),
         *(system, _today(), (), _text(prompt)),
     )
-    local = LocalSettings(threads, backend, context)
+    local = LocalSettings(threads, backend, context, kv_kind or KV_F16)
     with open_asker(model, peers, key_choice(key, code), local) as asker:
         _show(asker.answer(ask), as_json=as_json)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgellama.cli.options import as_json, backend, model_file, note
+from edgellama.cli.options import as_json, backend, kv, model_file, note
 
 if TYPE_CHECKING:
     from edgellama.node.benchmark import BenchRow
@@ -47,10 +47,16 @@ class Counts(click.ParamType[tuple[int, ...]]):
     default=1,
     help="Cut the layers into so many stages, one after the other in this process. Default: 1.",
 )
+@kv
 @backend
 @as_json
 def command(
-    model: str, threads: tuple[int, ...] | None, stages: int, backend: str, as_json: bool
+    model: str,
+    threads: tuple[int, ...] | None,
+    stages: int,
+    kv_kind: str | None,
+    backend: str,
+    as_json: bool,
 ) -> None:
     """Print the speed of the GGUF file MODEL on this device: prompts and answers.
 
@@ -63,12 +69,15 @@ def command(
     from edgellama.net.paths import StatePaths
     from edgellama.node.benchmark import benchmark, chosen_backend
     from edgellama.node.scoring import measured_model
+    from edgellama.values import KV_F16
 
     path = model_file(model)
     counts = threads or tuple({1: None, threads_default(): None})
-    chosen = chosen_backend(backend)
+    chosen, kv_kind = chosen_backend(backend), kv_kind or KV_F16
     with (
-        measured_model(path, None, 1, chosen, StatePaths.locate(), note) as measured,
+        measured_model(
+            *(path, None, 1, chosen, StatePaths.locate(), note), kv_kind=kv_kind
+        ) as measured,
         progress_bar("tests") as progress,
     ):
         rows = list(benchmark(measured.loaded, chosen, counts, stages, progress=progress))
@@ -76,8 +85,8 @@ def command(
         results = [
             {key: value for key, value in asdict(row).items() if value is not None} for row in rows
         ]
-        report = {"model": path.name, "backend": chosen, "stages": stages, "results": results}
-        click.echo(json_module.dumps(report))
+        report = {"model": path.name, "backend": chosen, "stages": stages, "kv": kv_kind}
+        click.echo(json_module.dumps(report | {"results": results}))
         return
     _show(path.name, rows)
 

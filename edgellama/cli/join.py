@@ -15,6 +15,7 @@ from edgellama.cli.options import (
     code,
     key,
     key_choice,
+    kv,
     model_file,
     note,
     open_mesh,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @open_mesh
 @threads
 @click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
+@kv
 @backend
 @click.option("--no-mdns", is_flag=True, help="Neither announce nor look for devices by mDNS.")
 def command(
@@ -55,6 +57,7 @@ def command(
     open_mesh: bool,
     threads: int | None,
     context: int | None,
+    kv_kind: str | None,
     backend: str,
     no_mdns: bool,
 ) -> None:
@@ -87,6 +90,7 @@ def command(
         mdns=not no_mdns,
         backend=backend,
         threads=threads,
+        kv_kind=kv_kind or "",
     )
     from edgellama.cli.view import open_view
 

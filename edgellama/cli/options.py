@@ -72,6 +72,16 @@ def threads(function: Function) -> Function:
     )(function)
 
 
+def kv(function: Function) -> Function:
+    """Add ``--kv``; None where it is not given."""
+    return click.option(
+        "--kv",
+        "kv_kind",
+        type=click.Choice(["f16", "q8"]),
+        help="How keys and values are kept: f16 (the default), or q8 in about half the memory.",
+    )(function)
+
+
 def as_json(function: Function) -> Function:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)

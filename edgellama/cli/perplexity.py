@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgellama.cli.options import as_json, backend, model_file, note, threads
+from edgellama.cli.options import as_json, backend, kv, model_file, note, threads
 
 
 @click.command(name="perplexity", short_help="Measure how well a model foretells a text.")
@@ -20,6 +20,7 @@ from edgellama.cli.options import as_json, backend, model_file, note, threads
     help="Tokens in a chunk. Default: 512, or the model's where that is less.",
 )
 @click.option("--chunks", type=click.IntRange(1), help="Stop after so many chunks.")
+@kv
 @threads
 @backend
 @as_json
@@ -28,6 +29,7 @@ def command(
     model: str,
     context: int | None,
     chunks: int | None,
+    kv_kind: str | None,
     threads: int | None,
     backend: str,
     as_json: bool,
@@ -40,12 +42,15 @@ def command(
     from edgellama.cli.progress import progress_bar
     from edgellama.net.paths import StatePaths
     from edgellama.node.scoring import measured_model, perplexity_of, read_text
+    from edgellama.values import KV_F16
 
     path = model_file(model)
     content = read_text(Path(text).expanduser())
     paths = StatePaths.locate()
     with (
-        measured_model(path, context, threads, backend, paths, note) as measured,
+        measured_model(
+            *(path, context, threads, backend, paths, note), kv_kind=kv_kind or KV_F16
+        ) as measured,
         progress_bar("chunks") as progress,
     ):
         result = perplexity_of(measured, content, chunks, progress)

@@ -6,7 +6,7 @@ import json as json_module
 
 import click
 
-from edgellama.cli.options import Size, as_json, model_file
+from edgellama.cli.options import Size, as_json, kv, model_file
 from edgellama.errors import MisuseError, UnplaceableError
 
 
@@ -22,8 +22,16 @@ from edgellama.errors import MisuseError, UnplaceableError
 @click.option(
     "--sessions", type=click.IntRange(1, 64), default=None, help="Answers made at the same time."
 )
+@kv
 @as_json
-def command(model: str, ram: str, context: int | None, sessions: int | None, as_json: bool) -> None:
+def command(
+    model: str,
+    ram: str,
+    context: int | None,
+    sessions: int | None,
+    kv_kind: str | None,
+    as_json: bool,
+) -> None:
     """Print the split of the layers in proportion to RAM, without any network."""
     from edgellama.mesh.planning import CONTEXT_DEFAULT
     from edgellama.model.cost import model_facts
@@ -31,7 +39,7 @@ def command(model: str, ram: str, context: int | None, sessions: int | None, as_
     from edgellama.node.member import SESSIONS_MAX
     from edgellama.plan.ram import Requirements, Unplaceable, place
     from edgellama.plan.table import plan_rows
-    from edgellama.values import DeviceFacts
+    from edgellama.values import KV_F16, DeviceFacts
 
     path = model_file(model)
     sizes = [Size().convert(text, None, None) for text in ram.split(",")]
@@ -40,7 +48,9 @@ def command(model: str, ram: str, context: int | None, sessions: int | None, as_
     if context is not None and context > facts.context_max:
         raise MisuseError(f"--context {context}: the model was made for {facts.context_max}")
     requirements = Requirements(
-        context or min(facts.context_max, CONTEXT_DEFAULT), sessions or SESSIONS_MAX
+        context or min(facts.context_max, CONTEXT_DEFAULT),
+        sessions or SESSIONS_MAX,
+        kv_kind or KV_F16,
     )
     devices = [
         DeviceFacts(f"{number:032x}", f"device {number}", size)
@@ -58,6 +68,7 @@ def command(model: str, ram: str, context: int | None, sessions: int | None, as_
                     "layers": facts.layers,
                     "context": requirements.context,
                     "sessions": requirements.sessions_max,
+                    "kv": requirements.kv_kind,
                     "stages": [
                         {
                             "name": row.name,

@@ -53,6 +53,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
             "bytes": model.file_bytes,
         },
         "context": status.context,
+        "kv": status.kv_kind,
         "open": status.open_mesh,
         "trouble": status.trouble,
         "answered_by": status.node,

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgellama.plan.sizes import format_size
+from edgellama.values import KV_F16
 from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ def _headline(status: StatusReply) -> Text:
     model = status.model[0]
     size = f"{model.layers} layers, {format_size(model.file_bytes)}"
     if status.ready:
-        return Text(f"{model.name} ({size}): ready, epoch {status.epoch}, context {status.context}")
+        kept = "" if status.kv_kind == KV_F16 else f" in {status.kv_kind}"
+        state = f"ready, epoch {status.epoch}, context {status.context}{kept}"
+        return Text(f"{model.name} ({size}): {state}")
     return Text(f"{model.name} ({size}): not ready", style="yellow")
 
 

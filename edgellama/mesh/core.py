@@ -25,7 +25,7 @@ from edgellama.mesh.home import Home
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
-from edgellama.values import LinkCounters, ModelFacts, NodeId, Span
+from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId, Span
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.messages import (
     Ask,
@@ -201,6 +201,7 @@ class MeshNode:
             members,
             self.planning.trouble,
             self._open_mesh,
+            plan.kv_kind if plan else KV_F16,
         )
 
     def _connected(self, identity: Identity) -> None:

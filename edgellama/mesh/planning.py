@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.ram import Requirements, Unplaceable, place
-from edgellama.values import DeviceFacts, ModelFacts, NodeId, Plan
+from edgellama.values import KV_F16, DeviceFacts, ModelFacts, NodeId, Plan
 from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ class Planning:
             requirements.context,
             requirements.sessions_max,
             placement,
+            requirements.kv_kind,
         )
         if self._is_leader() and not self._is_in_force(plan):
             self._epoch_seen = plan.epoch
@@ -270,7 +271,18 @@ class Planning:
     def _requirements(self, facts: ModelFacts) -> Requirements:
         asked = [record.context for record in self._membership.living() if record.context]
         context = min([*asked, facts.context_max]) if asked else facts.context_max
-        return Requirements(context if asked else min(context, CONTEXT_DEFAULT), self._sessions_max)
+        context = context if asked else min(context, CONTEXT_DEFAULT)
+        return Requirements(context, self._sessions_max, self._kv_kind(facts))
+
+    def _kv_kind(self, facts: ModelFacts) -> str:
+        """Return how keys and values are kept: as in the plan so far, else as the eldest asks.
+
+        An answer must end as it began, whoever comes and goes meanwhile.
+        """
+        if self._greatest is not None and self._greatest.model_root == facts.root:
+            return self._greatest.kv_kind
+        asked = [record for record in self._membership.living() if record.kv_kind]
+        return min(asked, key=_seniority).kv_kind if asked else KV_F16
 
     def _is_in_force(self, plan: Plan) -> bool:
         """Return whether the greatest plan is this one but for its epoch, and can be kept."""
@@ -308,6 +320,9 @@ class Planning:
 
     def _follow(self, plan: Plan, facts: ModelFacts, lives: dict[NodeId, int]) -> None:
         self._outbox.put(Tell(f"plan {plan_number(plan.epoch)}: {self._described(plan)}"))
+        if self._membership.me.kv_kind not in ("", plan.kv_kind):
+            kept = f"this mesh keeps keys and values as {plan.kv_kind}"
+            self._outbox.put(Tell(f"{kept}; --kv counts when a mesh begins"))
         self._greatest = plan
         self._facts = facts
         self._announced_active = False

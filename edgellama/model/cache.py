@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellama_kernels import allocate_cache_layer
+from edgellama_kernels import CacheKind, allocate_cache_layer, cache_position_bytes
 
 if TYPE_CHECKING:
     from edgellama_kernels import CacheLayer
@@ -25,16 +25,18 @@ class SessionCache:
     length: int = 0
 
     @classmethod
-    def allocate(cls, config: ModelConfig, layers: int, context: int) -> SessionCache:
+    def allocate(
+        cls, config: ModelConfig, layers: int, context: int, kind: CacheKind
+    ) -> SessionCache:
         """Reserve zeros for ``context`` positions; the system commits pages as they are written."""
         return cls(
             tuple(
-                allocate_cache_layer(config.kv_heads, config.head_width, context)
+                allocate_cache_layer(config.kv_heads, config.head_width, context, kind)
                 for _ in range(layers)
             )
         )
 
 
-def cache_bytes_per_token(config: ModelConfig) -> int:
-    """Return the bytes of one layer's keys and values, fp16, for one position."""
-    return 2 * config.kv_heads * config.head_width * 2
+def cache_bytes_per_token(config: ModelConfig, kind: CacheKind) -> int:
+    """Return the bytes of one layer's keys and values for one position."""
+    return cache_position_bytes(config.kv_heads, config.head_width, kind)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellama_kernels import CacheKind
+
 from edgellama.model.cache import cache_bytes_per_token
 from edgellama.model.config import ModelConfig
 from edgellama.model.stage import CHUNK_TOKENS_MAX
@@ -41,8 +43,9 @@ def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
         context_max=config.context_max,
         layer_bytes=tuple(layer_bytes(gguf, config, layer) for layer in range(config.layers)),
         home_bytes=home_bytes(gguf, config),
-        kv_bytes_per_token=cache_bytes_per_token(config),
+        kv_bytes_per_token=cache_bytes_per_token(config, CacheKind.F16),
         scratch_bytes=scratch_bytes(config),
+        kv_q8_bytes_per_token=cache_bytes_per_token(config, CacheKind.Q8),
     )
 
 

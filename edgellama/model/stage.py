@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellama_kernels import Unrecordable
+from edgellama_kernels import CacheKind, Unrecordable
 
 from edgellama.errors import WireError
 from edgellama.model.cache import SessionCache
 from edgellama.model.decoder import decode_layer
 from edgellama.model.hidden import check_hidden, finite, join_rows, take_rows
 from edgellama.model.rope import RopeTable
+from edgellama.values import KV_F16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Stage:
     """Layers ``span`` of a model, and for each open session their keys and values.
 
     ``layers`` are the weights of the span's layers in order. ``context`` is how many positions a
-    session can hold, ``sessions_max`` how many can be open at once. Not safe for threads: one
+    session can hold, ``sessions_max`` how many can be open at once, ``kv_kind`` how their keys and
+    values are kept. Not safe for threads: one
     compute thread owns a stage and its kernels.
     """
 
@@ -40,6 +42,7 @@ class Stage:
         layers: Sequence[LayerWeights],
         context: int,
         sessions_max: int,
+        kv_kind: str = KV_F16,
     ) -> None:
         assert 0 <= span.first < span.past <= config.layers
         assert len(layers) == span.layers
@@ -47,6 +50,7 @@ class Stage:
         self.span = span
         self.context = context
         self.sessions_max = sessions_max
+        self._cache_kind = CacheKind(kv_kind)
         self._config = config
         self._layers = tuple(layers)
         self._rope = RopeTable(config.rope, config.head_width)
@@ -69,7 +73,7 @@ class Stage:
         if len(self._sessions) >= self.sessions_max:
             raise WireError(f"this stage already holds {self.sessions_max} sessions, its maximum")
         self._sessions[session] = SessionCache.allocate(
-            self._config, len(self._layers), self.context
+            self._config, len(self._layers), self.context, self._cache_kind
         )
 
     def length(self, session: int) -> int:
@@ -119,7 +123,9 @@ class Stage:
     def _recorded(self) -> Program | None:
         """Return all layers as one program, None where the kernels run verb by verb."""
         config = self._config
-        recording = self._kernels.record(CHUNK_TOKENS_MAX, config.width, config.head_width)
+        recording = self._kernels.record(
+            CHUNK_TOKENS_MAX, config.width, config.head_width, self._cache_kind
+        )
         if recording is None:
             return None
         hidden = recording.hidden

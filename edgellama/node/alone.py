@@ -21,7 +21,7 @@ from edgellama.mesh.effects import (
     ToAsker,
 )
 from edgellama.node.engine import Engine
-from edgellama.values import LinkCounters, ModelFacts, NodeId
+from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
     Ask,
@@ -67,11 +67,13 @@ class Alone:
         name: str,
         ram_bytes: int,
         context: int,
+        kv_kind: str = KV_F16,
         better_kernels: SimpleQueue[Kernels] | None = None,
     ) -> None:
         me = MemberRecord(
             *(node, 1, 1, ALIVE, name, "", 0, 0, ram_bytes, context, kernels.name, ""),
             *(model.root, False, ""),
+            kv_kind=kv_kind,
         )
         self._core = MeshNode(me, model, SESSIONS_MAX, self, open_mesh=True)
         self._engine = Engine(kernels)

@@ -18,7 +18,7 @@ from edgellama.node.alone import Alone, AnswerMessage
 from edgellama.node.guest import GatewayLostError, Guest
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
-from edgellama.values import Address
+from edgellama.values import KV_F16, Address
 from edgellama.wire.messages import (
     Ask,
     Cancel,
@@ -52,6 +52,7 @@ class LocalSettings:
     threads: int | None
     backend: str
     context: int | None
+    kv_kind: str = KV_F16
 
 
 class Asker(Protocol):
@@ -188,6 +189,7 @@ def device_asker(
             name=device_name(),
             ram_bytes=ram_offer_bytes(kernels.overhead_bytes),
             context=min(local.context or 0, facts.context_max),
+            kv_kind=local.kv_kind,
             better_kernels=better,
         )
         with closing(alone):

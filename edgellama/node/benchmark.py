@@ -113,7 +113,10 @@ class _Model:
         cuts = [loaded.span.layers * n // splits for n in range(splits + 1)]
         context = min(config.context_max, max(*PROMPT_TOKENS, ANSWER_TOKENS))
         self._stages = [
-            Stage(kernels, config, Span(first, past), loaded.layers[first:past], context, 1)
+            Stage(
+                *(kernels, config, Span(first, past), loaded.layers[first:past], context, 1),
+                kv_kind=loaded.plan.kv_kind,
+            )
             for first, past in itertools.pairwise(cuts)
         ]
         self._vocabulary = config.vocabulary

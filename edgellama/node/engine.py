@@ -92,6 +92,7 @@ class Engine:
                 loaded.layers,
                 plan.context,
                 plan.sessions_max,
+                plan.kv_kind,
             )
         if loaded.home is not None:
             self._heads[plan.epoch] = Head(self._kernels, loaded.config, loaded.home)

@@ -34,6 +34,7 @@ class JoinOptions:
     mdns: bool
     backend: str
     threads: int | None
+    kv_kind: str  # empty: as the mesh does
 
 
 class Audience(Protocol):
@@ -71,6 +72,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.peers,
             options.context,
             options.mdns,
+            kv_kind=options.kv_kind,
         )
         member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:

@@ -77,6 +77,7 @@ class JoinSettings:
     peers: tuple[Address, ...]
     context: int
     mdns: bool
+    kv_kind: str = ""  # empty: as the mesh does
 
 
 class _LinkHandler:
@@ -153,6 +154,7 @@ class Member:
             *(self._socket.address.port, self._server.port, settings.ram_bytes, settings.context),
             *(kernels.now.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
+            kv_kind=settings.kv_kind,
         )
         self._endpoint = Endpoint(
             *(Identity(node, incarnation), settings.mesh_key),

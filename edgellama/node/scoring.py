@@ -15,7 +15,7 @@ from edgellama.net.packed import PackedCache
 from edgellama.net.store import Store
 from edgellama.node.kernels import DeviceKernels, prove
 from edgellama.node.loading import SpanLoader, own_model_facts
-from edgellama.values import Plan, Span, StagePlacement
+from edgellama.values import KV_F16, Plan, Span, StagePlacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,9 @@ class MeasuredModel:
         self.kernels = kernels
         self._head = Head(kernels, loaded.config, loaded.home)
         self._stage = Stage(
-            kernels, loaded.config, loaded.span, loaded.layers, self.context, sessions_max=1
+            *(kernels, loaded.config, loaded.span, loaded.layers, self.context),
+            sessions_max=1,
+            kv_kind=loaded.plan.kv_kind,
         )
 
     def parts(self) -> tuple[Stage, Head]:
@@ -79,6 +81,7 @@ def measured_model(
     paths: StatePaths,
     tell: Callable[[str], None],
     scratch: Path | None = None,
+    kv_kind: str = KV_F16,
 ) -> Iterator[MeasuredModel]:
     """Open a GGUF file; ``context`` None is 512, or what the model has where that is less.
 
@@ -94,7 +97,7 @@ def measured_model(
         context = context or min(CONTEXT_DEFAULT, facts.context_max)
         node = secrets.token_hex(16)
         placement = StagePlacement(node, Span(0, len(facts.layer_bytes)))
-        plan = Plan(1, node, facts.root, context, 1, (placement,))
+        plan = Plan(1, node, facts.root, context, 1, (placement,), kv_kind)
         kernels = DeviceKernels(backend, threads, paths, tell)
         better: SimpleQueue[Kernels] = SimpleQueue()
         kernels.watch(better.put)

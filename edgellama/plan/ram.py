@@ -12,7 +12,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from edgellama.plan.sizes import format_size
-from edgellama.values import DeviceFacts, ModelFacts, Span, StagePlacement
+from edgellama.values import (
+    KV_F16,
+    KV_KINDS,
+    DeviceFacts,
+    ModelFacts,
+    Span,
+    StagePlacement,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +33,10 @@ class Requirements:
 
     context: int
     sessions_max: int
+    kv_kind: str = KV_F16
 
     def __post_init__(self) -> None:
+        assert self.kv_kind in KV_KINDS
         assert self.context >= 1
         assert self.sessions_max >= 1
 
@@ -51,7 +60,9 @@ class Unplaceable:
 def layer_kv_bytes(model: ModelFacts, requirements: Requirements) -> int:
     """Return the bytes of one layer's KV cache for all sessions."""
     blocks = -(-requirements.context // KV_POSITIONS_MULTIPLE)
-    return model.kv_bytes_per_token * blocks * KV_POSITIONS_MULTIPLE * requirements.sessions_max
+    f16 = requirements.kv_kind == KV_F16
+    token_bytes = model.kv_bytes_per_token if f16 else model.kv_q8_bytes_per_token
+    return token_bytes * blocks * KV_POSITIONS_MULTIPLE * requirements.sessions_max
 
 
 def stage_bytes(model: ModelFacts, span: Span, is_home: bool, requirements: Requirements) -> int:

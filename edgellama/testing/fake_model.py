@@ -62,6 +62,7 @@ class FakeModel:
             HOME_BYTES,
             KV_BYTES_PER_TOKEN,
             SCRATCH_BYTES,
+            KV_BYTES_PER_TOKEN,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from edgellama.errors import WireError
 from edgellama.values import (
+    KV_KINDS,
     NODE_ID_DIGITS,
     SPLITS,
     ModelFacts,
@@ -49,7 +50,7 @@ class MemberRecord(NamedTuple):
 
     ``model_root`` names the model whose file the member offers, or is empty.
     ``context`` is the context it asks for, 0 when it leaves that to others; ``split`` what the
-    layers shall be split by, or empty.
+    layers shall be split by, or empty; ``kv_kind`` how keys and values shall be kept, or empty.
     """
 
     node: NodeId
@@ -68,6 +69,7 @@ class MemberRecord(NamedTuple):
     reads_lz4: bool
     release: str
     split: str = ""
+    kv_kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,15 @@ MEMBER: Final = Record(
     *(_NODE, _U64, Whole(0, VERSION_PAST - 1), Choice(*MEMBER_STATES), Text(64), Host()),
     *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
-    Choice("", *SPLITS),
+    *(Choice("", *SPLITS), Choice("", *KV_KINDS)),
 )
 MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),
-    *(Many(_U48, LAYERS_MAX, 1), _U48, _U32, _U48),
+    *(Many(_U48, LAYERS_MAX, 1), _U48, _U32, _U48, _U32),
 )
 _PLAN = Record(
     *(Plan, _U64, _NODE, _ROOT, Whole(1, (1 << 32) - 1), Whole(1, PLAN_SESSIONS_MAX)),
-    Many(Record(StagePlacement, _NODE, SPAN), MEMBERS_MAX, 1),
+    *(Many(Record(StagePlacement, _NODE, SPAN), MEMBERS_MAX, 1), Choice(*KV_KINDS)),
 )
 
 # By the numbers that are written on the wire; see ``messages``.

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgellama.values import NODE_ID_DIGITS, LinkCounters, ModelFacts, NodeId, Span
+from edgellama.values import (
+    KV_F16,
+    KV_KINDS,
+    NODE_ID_DIGITS,
+    LinkCounters,
+    ModelFacts,
+    NodeId,
+    Span,
+)
 from edgellama.wire.membership_messages import (
     MEMBER,
     MEMBERS_MAX,
@@ -14,7 +22,7 @@ from edgellama.wire.membership_messages import (
     SPAN,
     MemberRecord,
 )
-from edgellama.wire.schema import Flag, Hexadecimal, Kind, Many, Record, Unsigned
+from edgellama.wire.schema import Choice, Flag, Hexadecimal, Kind, Many, Record, Unsigned
 from edgellama.wire.step_messages import COUNTERS
 
 
@@ -51,6 +59,7 @@ class StatusReply:
     members: tuple[MemberStatus, ...]
     trouble: str
     open_mesh: bool
+    kv_kind: str = KV_F16
 
 
 StatusMessage = StatusQuery | StatusReply
@@ -65,7 +74,7 @@ STATUS_MESSAGES: Final[dict[int, Kind]] = {
         (
             *(_U64, Hexadecimal(NODE_ID_DIGITS), Flag(), _U64, Many(MODEL, 1), _U32),
             Many(Record(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS), MEMBERS_MAX),
-            *(REASON, Flag()),
+            *(REASON, Flag(), Choice(*KV_KINDS)),
         ),
     ),
 }

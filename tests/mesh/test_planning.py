@@ -258,6 +258,33 @@ def test_the_next_leader_keeps_an_active_plan_and_replaces_a_mere_proposal(activ
     assert bool(desk.announcements()) is not active
 
 
+def test_keys_and_values_are_kept_as_the_eldest_asks() -> None:
+    desk = Desk(offering(A), record(B, kv_kind="q8", incarnation=2), record(C, kv_kind="f16"))
+    assert desk.proposal().plan.kv_kind == "f16"
+    desk = Desk(offering(A), record(B, kv_kind="q8"), record(C))
+    assert desk.proposal().plan.kv_kind == "q8"
+    desk = Desk(offering(A), record(B), record(C))
+    assert desk.proposal().plan.kv_kind == "f16"
+
+
+def test_an_answer_ends_with_the_keys_and_values_that_it_began_with() -> None:
+    """Whoever asked for them may be gone: a plan for the same model keeps its kind."""
+    desk = Desk(offering(A), record(B, kv_kind="q8"), record(C))
+    assert desk.proposal().plan.kv_kind == "q8"
+    desk.hear(record(B, state=DEAD))
+    desk.hear(record(D, kv_kind="f16"))
+    desk.settle()
+    assert desk.proposal().plan.kv_kind == "q8"
+
+
+def test_a_device_that_wanted_another_kind_of_cache_is_told() -> None:
+    desk = Desk(offering(A, kv_kind="q8", incarnation=7), record(B, kv_kind="f16"))
+    desk.settle()
+    assert any(
+        "keeps keys and values as f16" in tell.text for tell in of_kind(desk.effects(), Tell)
+    )
+
+
 def test_a_plan_for_an_earlier_life_is_not_loaded_but_replaced() -> None:
     announcement = leader().proposal()
     again = Desk(offering(A, incarnation=2), record(B))

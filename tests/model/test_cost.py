@@ -10,7 +10,7 @@ import edgellama_kernels
 import gguf_writing
 import numpy as np
 import pytest
-from edgellama_kernels import allocate_cache_layer
+from edgellama_kernels import CacheKind, allocate_cache_layer
 from model_running import (
     SESSION,
     Ring,
@@ -53,6 +53,10 @@ def test_facts_are_the_sizes_of_what_is_allocated(tmp_path: Path, kind_name: str
         assert facts.layer_bytes[layer] == norms.nbytes
     cache = allocate_cache_layer(model.config.kv_heads, model.config.head_width, 128)
     assert facts.kv_bytes_per_token * 128 == cache.keys.nbytes + cache.values.nbytes
+    quantized = allocate_cache_layer(
+        model.config.kv_heads, model.config.head_width, 128, CacheKind.Q8
+    )
+    assert facts.kv_q8_bytes_per_token * 128 == sum(x.nbytes for x in quantized if x is not None)
     assert facts.home_bytes >= model.home.embedding.buffer.nbytes + model.home.output.buffer.nbytes
 
 

@@ -24,6 +24,7 @@ def model_of(
         home_bytes=home_bytes,
         kv_bytes_per_token=kv,
         scratch_bytes=scratch,
+        kv_q8_bytes_per_token=kv // 2,
     )
 
 

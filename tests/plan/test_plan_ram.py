@@ -73,6 +73,7 @@ def test_kv_cache_is_counted_in_whole_blocks_of_positions() -> None:
     assert layer_kv_bytes(model, Requirements(1, 1)) == 3 * 64
     assert layer_kv_bytes(model, Requirements(64, 1)) == 3 * 64
     assert layer_kv_bytes(model, Requirements(65, 2)) == 3 * 128 * 2
+    assert layer_kv_bytes(model, Requirements(65, 2, "q8")) == 1 * 128 * 2
 
 
 def test_a_device_where_rounding_up_does_not_fit_passes_the_layer_on() -> None:

@@ -6,7 +6,7 @@ from edgellama.plan.ram import Requirements, Unplaceable, place
 from edgellama.plan.table import PlanRow, plan_rows
 from edgellama.values import DeviceFacts, ModelFacts, Span
 
-MODEL = ModelFacts("00" * 32, "made up", 3100, 64, 512, (100, 200, 300), 50, 1, 10)
+MODEL = ModelFacts("00" * 32, "made up", 3100, 64, 512, (100, 200, 300), 50, 1, 10, 1)
 REQUIREMENTS = Requirements(context=64, sessions_max=2)
 
 

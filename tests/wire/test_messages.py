@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgellama.errors import EXIT_NO_MESH, WireError
 from edgellama.values import (
+    KV_KINDS,
     SPLITS,
     LinkCounters,
     ModelFacts,
@@ -63,6 +64,7 @@ members = st.builds(
     model_root=st.one_of(st.just(""), roots),
     reads_lz4=st.booleans(),
     release=texts(32),
+    kv_kind=st.sampled_from(["", *KV_KINDS]),
     split=st.sampled_from(("", *SPLITS)),
 )
 models = st.builds(
@@ -76,6 +78,7 @@ models = st.builds(
     home_bytes=u48,
     kv_bytes_per_token=u32,
     scratch_bytes=u48,
+    kv_q8_bytes_per_token=u32,
 )
 sampling = st.builds(
     SamplingSettings,
@@ -108,6 +111,7 @@ def announcements(draw: st.DrawFn) -> wire.PlanAnnouncement:
         draw(st.integers(1, model.context_max)),
         draw(st.integers(1, wire.PLAN_SESSIONS_MAX)),
         stages,
+        draw(st.sampled_from(KV_KINDS)),
     )
     lives = tuple(draw(u64) for _ in stages)
     return wire.PlanAnnouncement(plan, model, draw(st.booleans()), lives)
@@ -162,7 +166,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         st.lists(
             st.builds(wire.MemberStatus, members, spans, st.booleans(), counters), max_size=2
         ).map(tuple),
-        *(texts(500), st.booleans()),
+        *(texts(500), st.booleans(), st.sampled_from(KV_KINDS)),
     ),
     keys.InviteQuery: st.builds(keys.InviteQuery, u64),
     keys.InviteReply: st.builds(keys.InviteReply, u64, texts(64), texts(64), u16, u16),
@@ -175,7 +179,7 @@ RECORD = wire.MemberRecord(
     *("0a" * 16, 5, 1, wire.ALIVE, "pi", "10.0.0.1", 7711, 7712, 1 << 30, 0, "numpy", "ab"),
     *("", True, "0.1.0"),
 )
-MODEL = ModelFacts("0b" * 32, "tiny", 1000, 64, 512, (100, 100, 100), 50, 4, 10)
+MODEL = ModelFacts("0b" * 32, "tiny", 1000, 64, 512, (100, 100, 100), 50, 4, 10, 3)
 PLAN = Plan(
     9,
     "0a" * 16,
