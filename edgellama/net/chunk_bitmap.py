@@ -38,6 +38,11 @@ class ChunkBitmap:
         assert 0 <= chunk < self.chunks
         self._bits[chunk >> 3] |= 1 << (chunk & 7)
 
+    def remove(self, chunk: int) -> None:
+        """Take out one chunk below ``chunks``."""
+        assert 0 <= chunk < self.chunks
+        self._bits[chunk >> 3] &= ~(1 << (chunk & 7))
+
     def __len__(self) -> int:
         return int.from_bytes(self._bits, "little").bit_count()
 

@@ -33,6 +33,8 @@ class FileStamp(NamedTuple):
 class OwnModel:
     """All chunks of a user's file; safe to use from several threads. Closes ``file``."""
 
+    original = True
+
     def __init__(self, path: Path, file: BinaryIO, stamp: FileStamp, manifest: Manifest) -> None:
         self.manifest = manifest
         self.path = path

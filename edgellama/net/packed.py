@@ -13,6 +13,7 @@ import mmap
 import struct
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from edgellama_kernels import LAYOUT_VERSION
@@ -36,6 +37,7 @@ HEADER_BYTES: Final = (
     4096  # the content starts on a page where pages have 4 KiB, else aligned to it
 )
 ROOT_PREFIX_DIGITS: Final = 16  # of a name; the whole root is in the header
+HOME_PART: Final = "home"
 
 _MAGIC: Final = b"ELPACKED"
 _HEADER: Final = struct.Struct("<8sHHI32s32sQ")
@@ -51,9 +53,27 @@ class PackedCache:
     def __init__(self, folder: Path) -> None:
         self.note: str | None = None
         self._folder = folder
+        # What is in use: a layer that the next plan keeps is neither checked nor packed again.
+        self._in_use: WeakValueDictionary[tuple[str, str], NDArray[np.uint8]] = (
+            WeakValueDictionary()
+        )
         with contextlib.suppress(OSError):  # a folder that is not there yet, or may not be read
             for models in folder.iterdir():
                 remove_unfinished(models)
+
+    def held(
+        self, gguf: GgufFile, config: ModelConfig, root: str, span: Span, *, home: bool
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Return what of a span, and of home where asked, is packed already, by ``part`` name.
+
+        Of ``gguf`` the header alone is read: what is held needs no tensor. As long as the arrays
+        live, ``layer_buffers`` and ``home_buffer`` return them.
+        """
+        sizes = {layer_part(layer): layer_bytes(gguf, config, layer) for layer in range(*span)}
+        if home:
+            sizes[HOME_PART] = home_bytes(gguf, config)
+        found = {part: self._find(root, part, size) for part, size in sizes.items()}
+        return {part: buffer for part, buffer in found.items() if buffer is not None}
 
     def layer_buffers(
         self,
@@ -76,7 +96,7 @@ class PackedCache:
             def pack(buffer: NDArray[np.uint8], layer: int = layer) -> None:
                 pack_layer(gguf, config, layer, buffer)
 
-            buffers.append(self._buffer(gguf, root, f"layer-{layer:04}", size, pack))
+            buffers.append(self._buffer(gguf, root, layer_part(layer), size, pack))
             if progress is not None:
                 progress(sum(buffer.nbytes for buffer in buffers), sum(sizes))
         return buffers
@@ -87,7 +107,7 @@ class PackedCache:
         """Return home's weights, uint8 [home_bytes], as ``layer_buffers`` does a layer's."""
         size = home_bytes(gguf, config)
         buffer = self._buffer(
-            gguf, root, "home", size, lambda buffer: pack_home(gguf, config, buffer)
+            gguf, root, HOME_PART, size, lambda buffer: pack_home(gguf, config, buffer)
         )
         if progress is not None:
             progress(size, size)
@@ -101,11 +121,10 @@ class PackedCache:
         size: int,
         pack: Callable[[NDArray[np.uint8]], None],
     ) -> NDArray[np.uint8]:
-        path = self._folder / f"{root[:ROOT_PREFIX_DIGITS]}-{LAYOUT_VERSION}" / f"{part}.bin"
-        with contextlib.suppress(OSError):  # then it is packed anew, and the writing says why
-            mapped = _map(path, root, part, size)
-            if mapped is not None:
-                return mapped
+        held = self._find(root, part, size)
+        if held is not None:
+            return held
+        path = self._path(root, part)
         # Anonymous and not a written mapping of the file: a full disk is then an error, not the
         # end of the process; and unlike the heap it goes back to the system at once.
         memory = mmap.mmap(-1, size)
@@ -124,7 +143,26 @@ class PackedCache:
             mapped = None
             reason = error.strerror or str(error)
             self.note = f"packed weights stay in plain memory: {path.parent} takes none ({reason})"
-        return buffer if mapped is None else mapped
+        kept = buffer if mapped is None else mapped
+        self._in_use[root, part] = kept
+        return kept
+
+    def _find(self, root: str, part: str, size: int) -> NDArray[np.uint8] | None:
+        buffer = self._in_use.get((root, part))
+        if buffer is None:
+            with contextlib.suppress(OSError):  # then it is packed anew; the writing says why
+                buffer = _map(self._path(root, part), root, part, size)
+            if buffer is not None:
+                self._in_use[root, part] = buffer
+        return buffer
+
+    def _path(self, root: str, part: str) -> Path:
+        return self._folder / f"{root[:ROOT_PREFIX_DIGITS]}-{LAYOUT_VERSION}" / f"{part}.bin"
+
+
+def layer_part(layer: int) -> str:
+    """Return the name of a layer's file, without its suffix."""
+    return f"layer-{layer:04}"
 
 
 def _header(root: str, part: str, size: int, checksum: int) -> bytes:

@@ -44,6 +44,10 @@ class ChunkSource(Protocol):
     def manifest(self) -> Manifest:
         """The model's manifest."""
 
+    @property
+    def original(self) -> bool:
+        """Whether this is the user's own file, which others can only have got from here."""
+
     def available(self) -> ChunkBitmap:
         """Return which chunks can be read now."""
 
@@ -55,8 +59,10 @@ class StoredModel:
     """The sparse copy of one model; safe to use from several threads.
 
     Other processes may write the same files at the same time: they write the same bytes, and of
-    two bitmaps the later one stands, which at worst lets a chunk be fetched twice.
+    two bitmaps the later one stands. What is on the disk and not in it ``check`` finds again.
     """
+
+    original = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -65,6 +71,7 @@ class StoredModel:
         self._bitmap_path = folder / f"{manifest.root}{BITMAP_SUFFIX}"
         self._lock = threading.Lock()  # the file's position, and the bitmap
         self._flushing = threading.Lock()
+        self._checked = ChunkBitmap(manifest.chunks)  # by this process: written, read or found
         try:
             self._file, self._bitmap = self._open()
         except OSError as error:
@@ -120,9 +127,37 @@ class StoredModel:
                 while rest:  # a disk that fills up takes a part before it fails
                     rest = rest[self._file.write(rest) :]
                 self._bitmap.add(index)
+                self._checked.add(index)
         except OSError as error:
             raise disk_error(self._partial_path, error) from error
         return True
+
+    def check(self, indexes: Iterable[int]) -> None:
+        """Look at chunks as they lie on the disk, each once in the life of this process.
+
+        One that is whole counts as there although the bitmap does not say so: a process was killed
+        before it could. One that has decayed since counts as missing. Raises StoreError.
+        """
+        try:
+            for index in indexes:
+                if index not in self._checked:
+                    self._check(index)
+        except OSError as error:
+            raise disk_error(self._partial_path, error) from error
+
+    def _check(self, index: int) -> None:
+        chunk = self.manifest.chunk(index)
+        with self._lock:
+            is_whole = False
+            if not _is_hole(self._file, chunk.offset, chunk.size):
+                self._file.seek(chunk.offset)
+                is_whole = chunk.is_made_of(self._file.read(chunk.size))
+            self._checked.add(index)
+            if is_whole:
+                self._bitmap.add(index)
+            elif index in self._bitmap:
+                self._bitmap.remove(index)
+                self._take_back_final_name()
 
     def flush(self) -> None:
         """Bring all chunks written so far to the disk, then say so in the bitmap.
@@ -201,11 +236,30 @@ class StoredModel:
             return False
         return os.path.samestat(named, os.fstat(self._file.fileno()))
 
+    def _take_back_final_name(self) -> None:
+        """Make a copy that was complete one that can be written again; nothing if it is one."""
+        if self._file.writable():
+            return
+        write_atomically(self._bitmap_path, [self._bitmap.to_bytes()])
+        self._data_path.rename(self._partial_path)
+        self._file.close()
+        self._file = self._partial_path.open("r+b", buffering=0)
+
     def _give_final_name(self) -> None:
         # Windows does not rename a file that is open: there it is complete under the first name.
         with contextlib.suppress(PermissionError, FileNotFoundError):
             self._partial_path.rename(self._data_path)
             self._bitmap_path.unlink()
+
+
+def _is_hole(file: BinaryIO, offset: int, size: int) -> bool:
+    """Tell whether nothing was ever written there, as far as the system can say."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        return os.lseek(file.fileno(), offset, os.SEEK_DATA) >= offset + size
+    except OSError as error:
+        return error.errno == errno.ENXIO  # no data from there on
 
 
 def read_chunk(file: BinaryIO, lock: threading.Lock, manifest: Manifest, index: int) -> bytes:

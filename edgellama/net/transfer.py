@@ -1,254 +1,234 @@
 """Fetches a model's manifest and chunks from peers, over several connections at once.
 
-Work goes in rounds. In each, up to CONNECTIONS_MAX connections are spread over the sources and
-take chunks from one list until it is empty; a connection that fails puts its chunks back. A
-source that lied or is of another mesh is out; one whose connection failed gets a few more
-rounds; one that has nothing of what is wanted is asked no more.
+Up to CONNECTIONS_MAX threads each hold one connection, to whichever source the schedule chooses,
+take chunks off its list and write what is verified. A source that lies or breaks the protocol is
+asked for nothing more; one whose connection fails is tried again a few times.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import TransferError
+from edgellama.net.fetch_schedule import FetchSchedule
 from edgellama.net.record_stream import RefusedError
 from edgellama.net.stored_model import StoreError
 from edgellama.net.transfer_client import SourceConnection
 from edgellama.net.transfer_protocol import CHUNKS_PER_REQUEST_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
-    from edgellama.net.chunk_bitmap import ChunkBitmap
+    from edgellama.net.fetch_schedule import Batch
     from edgellama.net.manifest import Manifest, Progress
     from edgellama.net.stored_model import StoredModel
-    from edgellama.values import Address
+    from edgellama.net.supply import Supply, WeightSource
 
 CONNECTIONS_MAX: Final = 3  # at 5 % loss four carry eight times what one does; at none, no more
-FAILURES_MAX: Final = 3  # in a row, of one source's connections
-_RETRY_S: Final = 0.2
+_IDLE_S: Final = 0.05  # how late a connection may see that there is something for it again
 _POLL_S: Final = 0.1  # how late a cancellation may be seen
+_NEWS_S: Final = 1.0  # how late a new source may be seen
 _STOP_TIMEOUT_S: Final = 1.0
+
+Fetched = dict["WeightSource", int]
+"""How many bytes of chunks came from whom."""
 
 
 class TransferCancelledError(TransferError):
     """The fetch was cancelled; what came until then is kept."""
 
 
-def fetch_manifest(root: str, sources: Sequence[Address], mesh_key: bytes) -> Manifest:
+def fetch_manifest(root: str, supply: Supply) -> Manifest:
     """Return the manifest whose hash is ``root`` from the first source that gives it.
 
-    ``sources``: where weight servers listen (TCP). Raises TransferError that names each source
-    with its fault.
+    Raises TransferError that names each source with its fault.
     """
     faults = {}
-    for address in sources:
+    for source in supply.trusted():
         try:
-            with SourceConnection(address, mesh_key) as connection:
+            with SourceConnection(source.address, supply.mesh_key) as connection:
                 return connection.manifest(root)
         except TransferError as error:
-            faults[address] = str(error)
+            faults[source] = str(error)
+            if isinstance(error, RefusedError):
+                supply.distrust(source, str(error))
     raise TransferError(f"no device gave the manifest of model {root[:12]}{_told(faults)}")
 
 
 def fetch_chunks(
     stored: StoredModel,
     chunk_indexes: Iterable[int],
-    sources: Sequence[Address],
-    mesh_key: bytes,
+    supply: Supply,
     progress: Progress | None = None,
-    cancelled: threading.Event | None = None,
-) -> None:
-    """Fetch those of the chunks that ``stored`` has not, and keep them.
+) -> Fetched:
+    """Fetch those of the chunks that ``stored`` has not, and keep them; return who gave what.
 
-    Every chunk is verified before it is written, and none that is kept is fetched again.
+    Every chunk is verified before it is written, and none that is on the disk is fetched again.
     ``progress`` is called in the caller's thread, with the bytes there and the bytes of all the
     chunks asked for. Raises TransferError when no source is left that gives the rest, naming
     each with its fault; StoreError when this device's disk fails; TransferCancelledError.
     """
     indexes = sorted(set(chunk_indexes))
+    stored.check(indexes)
     missing = stored.missing(indexes)
     total = stored.manifest.bytes_of(indexes)
-    missing_bytes = stored.manifest.bytes_of(missing)
-    if missing:
-        stored.check_room(missing_bytes)
-    fetch = _Fetch(stored, missing, total - missing_bytes, sources, mesh_key)
-    cancelled = cancelled or threading.Event()
+    there = total - stored.manifest.bytes_of(missing)
+    fetch = _Fetch(stored, missing, supply)
 
     def watch() -> None:
         if progress is not None:
-            progress(fetch.done_bytes, total)
-        if cancelled.is_set():
+            progress(there + fetch.done_bytes, total)
+        if supply.cancelled.is_set():
             raise TransferCancelledError("the transfer of weights was cancelled")
 
     watch()
-    try:
-        while fetch.run_round(watch):
-            cancelled.wait(_RETRY_S)
-    finally:
-        stored.flush()
-
-
-@dataclass
-class _Source:
-    """What is known of one source. ``fault`` follows its address in a message."""
-
-    address: Address
-    failures: int = 0  # rounds in a row that ended in a failure and brought nothing
-    dropped: bool = False
-    fault: str = "has no more of it"
-    # In this round:
-    gained: bool = False
-    failed: bool = False
-    lacks: bool = False  # what was wanted when it was asked
+    if missing:
+        stored.check_room(total - there)
+        try:
+            fetch.run(watch)
+        finally:
+            stored.flush()
+    return fetch.fetched
 
 
 class _Fetch:
     """The state that the connections' threads share."""
 
-    def __init__(
-        self,
-        stored: StoredModel,
-        wanted: list[int],
-        done_bytes: int,
-        sources: Sequence[Address],
-        mesh_key: bytes,
-    ) -> None:
-        self.done_bytes = done_bytes
+    def __init__(self, stored: StoredModel, missing: list[int], supply: Supply) -> None:
+        self.done_bytes = 0
+        self.fetched: Fetched = Counter()
         self._stored = stored
-        self._wanted = wanted  # ascending; what a connection has taken is not in it
-        self._sources = [_Source(address) for address in dict.fromkeys(sources)]
-        self._mesh_key = mesh_key
-        self._lock = threading.Lock()
+        self._supply = supply
+        self._schedule = FetchSchedule(missing, time.monotonic())
+        self._news = threading.Condition()  # guards the schedule and what is below
         self._open: set[SourceConnection] = set()
         self._stopping = False
         self._disk_error: StoreError | None = None
+        self._lanes_max = min(CONNECTIONS_MAX, -(-len(missing) // CHUNKS_PER_REQUEST_MAX))
 
-    def run_round(self, watch: Callable[[], None]) -> bool:
-        """Try every source that is left once; tell whether another round is needed.
-
-        ``watch`` is called often and may raise, which ends the round.
-        """
-        if not self._wanted:
-            return False
-        lanes = self._start_lanes()
+    def run(self, watch: Callable[[], None]) -> None:
+        """Fetch all that is wanted. ``watch`` is called often and may raise, which ends it."""
+        self._schedule.know(self._supply.trusted())
+        lanes = [
+            threading.Thread(target=self._run_lane, name=f"weights-fetch-{number}", daemon=True)
+            for number in range(self._lanes_max)
+        ]
+        for lane in lanes:
+            lane.start()
+        news_at = time.monotonic() + _NEWS_S
         try:
             while any(lane.is_alive() for lane in lanes):
                 lanes[0].join(_POLL_S)
                 lanes.append(lanes.pop(0))
                 watch()
+                if time.monotonic() >= news_at:
+                    news_at = time.monotonic() + _NEWS_S
+                    sources = self._supply.trusted()
+                    with self._news:
+                        self._schedule.know(sources)
         finally:
             self._stop()
             for lane in lanes:
                 lane.join(_STOP_TIMEOUT_S)
         if self._disk_error is not None:
             raise self._disk_error
-        self._judge()
-        return bool(self._wanted)
-
-    def _start_lanes(self) -> list[threading.Thread]:
-        live = sorted((s for s in self._sources if not s.dropped), key=lambda s: s.failures)
-        if not live:
-            raise self._none_left()
-        for source in self._sources:
-            source.gained = source.failed = source.lacks = False
-        self._stopping = False
-        batches = -(-len(self._wanted) // CHUNKS_PER_REQUEST_MAX)
-        lanes = [
-            threading.Thread(
-                target=self._run_lane,
-                args=(live[number % len(live)],),
-                name=f"weights-fetch-{number}",
-                daemon=True,
+        if self._schedule.left:
+            raise TransferError(
+                f"{self._schedule.left} chunks of model {self._stored.manifest.root[:12]} could "
+                f"not be fetched{_told(self._schedule.faults())}"
             )
-            for number in range(max(1, min(CONNECTIONS_MAX, batches)))
-        ]
-        for lane in lanes:
-            lane.start()
-        return lanes
-
-    def _judge(self) -> None:
-        for source in self._sources:
-            if source.gained:
-                source.failures = 0
-            elif source.failed:
-                source.failures += 1
-                source.dropped = source.dropped or source.failures >= FAILURES_MAX
-            elif source.lacks:
-                source.dropped = True
 
     def _stop(self) -> None:
-        with self._lock:
+        with self._news:
             self._stopping = True
             connections = list(self._open)
+            self._news.notify_all()
         for connection in connections:
             connection.abort()
 
-    def _run_lane(self, source: _Source) -> None:
-        try:
-            with SourceConnection(source.address, self._mesh_key) as connection:
-                with self._lock:
-                    self._open.add(connection)
-                try:
-                    self._drain(connection, source)
-                finally:
-                    with self._lock:
-                        self._open.discard(connection)
-        except StoreError as error:
-            with self._lock:
-                self._stopping, self._disk_error = True, error
-        except TransferError as error:
-            with self._lock:
-                source.failed = True
-                source.dropped = source.dropped or isinstance(error, RefusedError)
-                source.fault = str(error)
-
-    def _drain(self, connection: SourceConnection, source: _Source) -> None:
-        available = connection.available(self._stored.manifest)
-        if not len(available):
-            source.fault = "does not have the model"
-        while batch := self._take(source, available):
-            left = list(batch)
+    def _run_lane(self) -> None:
+        while (source := self._next_source()) is not None:
             try:
-                for index, data in connection.chunks(self._stored.manifest, batch):
-                    if not self._stored.write_chunk(index, data):
-                        raise RefusedError(f"sent a wrong chunk {index}")
-                    left.remove(index)
-                    with self._lock:
-                        source.gained = True
-                        self.done_bytes += len(data)
-                self._stored.flush()
+                self._use(source)
+            except StoreError as error:
+                self._disk_error = error
+                self._stop()
+            except TransferError as error:
+                self._note_failure(source, error)
             finally:
-                with self._lock:
-                    self._wanted = sorted([*self._wanted, *left])
+                with self._news:
+                    self._schedule.release(source)
+                    self._news.notify_all()
 
-    def _take(self, source: _Source, available: ChunkBitmap) -> list[int]:
-        """Take neighbouring chunks that the source has off the list; none: the lane is done."""
-        with self._lock:
-            if self._stopping or source.dropped:
-                return []
-            start = next((i for i, index in enumerate(self._wanted) if index in available), None)
-            if start is None:
-                source.lacks = source.lacks or bool(self._wanted)
-                return []
-            batch = [self._wanted[start]]
-            for index in self._wanted[start + 1 : start + CHUNKS_PER_REQUEST_MAX]:
-                if index != batch[-1] + 1 or index not in available:
-                    break
-                batch.append(index)
-            del self._wanted[start : start + len(batch)]
-            return batch
+    def _next_source(self) -> WeightSource | None:
+        """Wait until there is a source to connect to; None when there will be none any more."""
+        with self._news:
+            while not self._stopping and self._schedule.left:
+                now = time.monotonic()
+                source = self._schedule.choose(now)
+                if source is not None:
+                    return source
+                if self._schedule.is_hopeless(now):
+                    return None
+                self._news.wait(_IDLE_S)
+        return None
 
-    def _none_left(self) -> TransferError:
-        return TransferError(
-            f"{len(self._wanted)} chunks of model {self._stored.manifest.root[:12]} could not be "
-            f"fetched{_told({source.address: source.fault for source in self._sources})}"
-        )
+    def _use(self, source: WeightSource) -> None:
+        with SourceConnection(source.address, self._supply.mesh_key) as connection:
+            with self._news:
+                self._open.add(connection)
+            try:
+                available = connection.available(self._stored.manifest)
+                with self._news:
+                    self._schedule.surveyed(source, available, time.monotonic())
+                    self._news.notify_all()
+                while (batch := self._take(source)) is not None:
+                    self._fetch_batch(connection, source, batch)
+            finally:
+                with self._news:
+                    self._open.discard(connection)
+
+    def _take(self, source: WeightSource) -> Batch | None:
+        with self._news:
+            return None if self._stopping else self._schedule.take(source, time.monotonic())
+
+    def _fetch_batch(
+        self, connection: SourceConnection, source: WeightSource, batch: Batch
+    ) -> None:
+        left = list(batch.indexes)
+        try:
+            for index, data in connection.chunks(self._stored.manifest, batch):
+                if data is None:
+                    with self._news:
+                        self._schedule.given(index, time.monotonic())
+                    left.remove(index)
+                    continue
+                if not self._stored.write_chunk(index, data):
+                    raise RefusedError(f"sent a wrong chunk {index}")
+                left.remove(index)
+                with self._news:
+                    self._schedule.arrived(source)
+                    self.done_bytes += len(data)
+                    self.fetched[source] += len(data)
+            self._stored.flush()
+        finally:
+            with self._news:
+                self._schedule.put_back(left)
+
+    def _note_failure(self, source: WeightSource, error: TransferError) -> None:
+        is_liar = isinstance(error, RefusedError)
+        with self._news:
+            if self._stopping:
+                return  # this device has ended the connection
+            self._schedule.failed(source, str(error), time.monotonic(), for_good=is_liar)
+        if is_liar:
+            self._supply.distrust(source, str(error))
 
 
-def _told(faults: Mapping[Address, str]) -> str:
+def _told(faults: Mapping[WeightSource, str]) -> str:
     if not faults:
         return ": no device that has it is known"
-    return ": " + "; ".join(f"{address} {fault}" for address, fault in faults.items())
+    return ": " + "; ".join(f"{source} {fault}" for source, fault in faults.items())

@@ -11,6 +11,7 @@ from edgellama.net.manifest import CHUNK_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest
 from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.transfer_protocol import (
     ABSENT,
+    GIVEN,
     HELLO_TIMEOUT_S,
     MESSAGE_TIMEOUT_S,
     PRESENT,
@@ -20,9 +21,10 @@ from edgellama.net.transfer_protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from types import TracebackType
 
+    from edgellama.net.fetch_schedule import Batch
     from edgellama.values import Address
 
 
@@ -79,21 +81,27 @@ class SourceConnection:
             raise RefusedError("sent a list of chunks that does not fit the model")
         return bitmap
 
-    def chunks(self, manifest: Manifest, batch: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Fetch CHUNKS_PER_REQUEST_MAX neighbouring chunks at most: number and unverified data."""
-        request = Request(RequestKind.CHUNKS, manifest.root, batch[0], batch[-1] + 1)
-        self._stream.send(request.encode())
-        for index in batch:
-            data = self._reply(CHUNK_BYTES_MAX)
-            if data is None:
-                raise RefusedError(f"has lost chunk {index} that it offered")
+    def chunks(self, manifest: Manifest, batch: Batch) -> Iterator[tuple[int, bytes | None]]:
+        """Fetch a batch of chunks: number and unverified data; None: another device has it."""
+        kind = RequestKind.CHUNKS_ANYWAY if batch.anyway else RequestKind.CHUNKS
+        first, last = batch.indexes[0], batch.indexes[-1]
+        self._stream.send(Request(kind, manifest.root, first, last + 1).encode())
+        for index in batch.indexes:
+            reply = self._stream.receive(len(PRESENT) + CHUNK_BYTES_MAX)
+            data = None if reply == GIVEN else _present(reply)
+            if data is None and reply != GIVEN:
+                raise TransferError(f"has lost chunk {index} that it offered")
             yield index, data
 
     def _reply(self, bytes_max: int) -> bytes | None:
         """Return what stands behind PRESENT, or None for ABSENT."""
-        reply = self._stream.receive(len(PRESENT) + bytes_max)
-        if reply == ABSENT:
-            return None
-        if not reply.startswith(PRESENT):
-            raise RefusedError("sent a malformed reply")
-        return reply[len(PRESENT) :]
+        return _present(self._stream.receive(len(PRESENT) + bytes_max))
+
+
+def _present(reply: bytes) -> bytes | None:
+    """Return what stands behind PRESENT, or None for ABSENT."""
+    if reply == ABSENT:
+        return None
+    if not reply.startswith(PRESENT):
+        raise RefusedError("sent a malformed reply")
+    return reply[len(PRESENT) :]

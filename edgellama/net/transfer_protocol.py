@@ -19,7 +19,7 @@ from edgellama.wire.sealing import mesh_psk
 if TYPE_CHECKING:
     from edgellama.net.record_stream import RecordStream
 
-TRANSFER_VERSION: Final = 2
+TRANSFER_VERSION: Final = 3
 CHUNKS_PER_REQUEST_MAX: Final = 4  # 4 MiB: the round trip is small beside it, a retry is cheap
 
 HELLO_TIMEOUT_S: Final = 5.0
@@ -37,12 +37,13 @@ class RequestKind(enum.IntEnum):
     MANIFEST = 1
     AVAILABLE = 2
     CHUNKS = 3
+    CHUNKS_ANYWAY = 4  # also those that were given to another device
 
 
 class Request(NamedTuple):
     """A question about the model ``root``, or for its chunks ``first`` up to, without, ``past``.
 
-    Both are 0 but for CHUNKS.
+    Both are 0 but for chunks.
     """
 
     kind: RequestKind
@@ -63,7 +64,7 @@ class Request(NamedTuple):
         if number not in RequestKind.__members__.values():
             raise RefusedError("sent a request of an unknown kind")
         kind = RequestKind(number)
-        if kind is RequestKind.CHUNKS:
+        if kind in ASKS_FOR_CHUNKS:
             if not 1 <= past - first <= CHUNKS_PER_REQUEST_MAX or past > CHUNKS_MAX:
                 raise RefusedError("asked for a range of chunks that cannot be")
         elif first or past:
@@ -72,10 +73,12 @@ class Request(NamedTuple):
 
 
 REQUEST_BYTES: Final = _REQUEST.size
+ASKS_FOR_CHUNKS: Final = (RequestKind.CHUNKS, RequestKind.CHUNKS_ANYWAY)
 
 # A reply is one of these bytes, and behind PRESENT what was asked for.
 PRESENT: Final = b"\x01"
 ABSENT: Final = b"\x00"
+GIVEN: Final = b"\x02"  # this chunk went to another device, which serves it as well
 
 
 def greet(stream: RecordStream, mesh_key: bytes) -> None:

@@ -10,10 +10,13 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import NetworkError, TransferError
+from edgellama.net.given_chunks import GivenChunks
 from edgellama.net.pairing import PAIRING_GREETING, PAIRING_TIMEOUT_S
 from edgellama.net.record_stream import RecordStream, RefusedError
 from edgellama.net.transfer_protocol import (
     ABSENT,
+    ASKS_FOR_CHUNKS,
+    GIVEN,
     GREETING,
     HELLO_TIMEOUT_S,
     MESSAGE_TIMEOUT_S,
@@ -66,6 +69,8 @@ class WeightServer:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._open: dict[RecordStream, threading.Thread] = {}
+        self._given: dict[str, GivenChunks] = {}  # by root, of files of the user's own
+        self.sent_bytes = 0  # of chunks, to all clients
         self._acceptor = threading.Thread(target=self._accept, name="weights-accept", daemon=True)
         self._acceptor.start()
 
@@ -141,17 +146,51 @@ class WeightServer:
 
     def _answer(self, stream: RecordStream, request: Request) -> None:
         source = self._lookup(request.root)
-        if request.kind is RequestKind.CHUNKS:
+        if request.kind in ASKS_FOR_CHUNKS:
             if source is not None and request.past > source.manifest.chunks:
                 raise RefusedError("asked for chunks that the model does not have")
-            for index in range(request.first, request.past):
-                stream.send(*_chunk_reply(source, index))
+            self._send_chunks(stream, request, source)
         elif source is None:
             stream.send(ABSENT)
         elif request.kind is RequestKind.MANIFEST:
             stream.send(PRESENT, source.manifest.encoded)
         else:
             stream.send(PRESENT, source.available().to_bytes())
+
+    def _send_chunks(
+        self, stream: RecordStream, request: Request, source: ChunkSource | None
+    ) -> None:
+        """Send what was asked for; of a file of the user's own each chunk once, if that will do."""
+        indexes = range(request.first, request.past)
+        given = self._given_of(request.root) if source is not None and source.original else None
+        anyway = request.kind is RequestKind.CHUNKS_ANYWAY
+        promised = [
+            index
+            for index in indexes
+            if given is None or given.promise(index, stream, anyway=anyway)
+        ]
+        try:
+            for index in indexes:
+                if index not in promised:
+                    stream.send(GIVEN)
+                    continue
+                reply = _chunk_reply(source, index)
+                stream.send(*reply)
+                if reply[0] == PRESENT:
+                    self._count(len(reply[1]))
+                    if given is not None:
+                        given.gave(index)
+        finally:
+            if given is not None:
+                given.forget(stream)
+
+    def _given_of(self, root: str) -> GivenChunks:
+        with self._lock:
+            return self._given.setdefault(root, GivenChunks())
+
+    def _count(self, chunk_bytes: int) -> None:
+        with self._lock:
+            self.sent_bytes += chunk_bytes
 
 
 def _chunk_reply(source: ChunkSource | None, index: int) -> tuple[bytes, ...]:

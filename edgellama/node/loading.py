@@ -11,10 +11,12 @@ from edgellama.model.config import ModelConfig
 from edgellama.model.cost import model_facts
 from edgellama.model.tokenizer import Tokenizer
 from edgellama.model.weights import HomeWeights, LayerWeights
-from edgellama.net.model_fetch import fetch_header, fetch_span
+from edgellama.net.model_fetch import fetch_header, fetch_layers
 from edgellama.net.own_model import OwnModel
+from edgellama.net.packed import HOME_PART, layer_part
+from edgellama.net.supply import Supply, WeightSource
 from edgellama.node.engine import LoadedSpan
-from edgellama.values import Address, ModelFacts, NodeId, Plan, Span
+from edgellama.plan.sizes import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from edgellama.model.gguf import GgufFile
     from edgellama.net.packed import PackedCache
     from edgellama.net.store import Store
+    from edgellama.net.transfer import Fetched
+    from edgellama.values import ModelFacts, NodeId, Plan, Span
 
 SOURCE_TRIES: Final = 20
 SOURCE_WAIT_S: Final = 0.5
 
-Sources = Callable[[], Sequence[Address]]
+Sources = Callable[[], Sequence[WeightSource]]
 
 
 class Progress(Protocol):
@@ -59,6 +63,7 @@ class SpanLoader:
         self._store = store
         self._packed = packed
         self.mesh_key = mesh_key  # of fetches that begin from now on
+        self._distrusted: set[WeightSource] = set()
         self._tell = tell
         self._progress = progress
 
@@ -71,7 +76,7 @@ class SpanLoader:
     ) -> LoadedSpan:
         """Return the node's span under ``plan``, ready to compute.
 
-        ``sources`` gives the addresses of peers to ask for weights. Raises TransferError when
+        ``sources`` gives the peers to ask for weights. Raises TransferError when
         they cannot be had or loading was cancelled, and what a bad model file raises.
         """
         stage = plan.stage_of(node)
@@ -101,36 +106,50 @@ class SpanLoader:
     def _open(
         self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
     ) -> GgufFile:
-        """Return the model's file with the span's tensors in it, fetched where they were not."""
+        """Return the model's file, in it whatever of the span is not packed yet, fetched."""
         own = self._store.source(root)
         if isinstance(own, OwnModel):
             return own.open_gguf()
-        held = self._store.find(root)
-        addresses = () if held is not None and held.complete else _some(sources, cancelled)
-        key, told = self.mesh_key, self._told("fetching the header")
-        stored = fetch_header(self._store, root, addresses, key, told, cancelled)
+        patient = _patient(sources, cancelled)
+        supply = Supply(patient, self.mesh_key, cancelled, self._tell, self._distrusted)
+        stored = fetch_header(self._store, root, supply, self._told("fetching the header"))
         gguf = stored.open_gguf()
         try:
             config = ModelConfig.from_gguf(gguf)
+            held = self._packed.held(gguf, config, root, span, home=at_home)
+            layers = [layer for layer in range(*span) if layer_part(layer) not in held]
+            home = at_home and HOME_PART not in held
             told = self._told("fetching layers")
-            fetch_span(stored, gguf, config, span, at_home, addresses, key, told, cancelled)
+            fetched = fetch_layers(stored, gguf, config, layers, home, supply, told)
         except BaseException:
             gguf.close()
             raise
+        if fetched:
+            self._tell(f"fetched {_fetched_text(fetched)}")
         return gguf
 
     def _told(self, doing: str) -> Callable[[int, int], None]:
         return lambda done, total: self._progress(doing, done, total)
 
 
-def _some(sources: Sources, cancelled: threading.Event) -> Sequence[Address]:
-    """Return the addresses of sources; news of other members may come a moment after the plan."""
-    for _ in range(SOURCE_TRIES):
-        if addresses := sources():
-            return addresses
-        if cancelled.wait(SOURCE_WAIT_S):
-            break
-    return ()  # what is on the disk may suffice; where it does not, the fetch says so
+def _fetched_text(fetched: Fetched) -> str:
+    """Return how much came from whom, the most first."""
+    shares = sorted(fetched.items(), key=lambda share: -share[1])
+    return ", ".join(f"{format_size(count)} from {source}" for source, count in shares)
+
+
+def _patient(sources: Sources, cancelled: threading.Event) -> Sources:
+    """Return sources that wait at first: news of other members may come after the plan."""
+    tries_left = SOURCE_TRIES
+
+    def ask() -> Sequence[WeightSource]:
+        nonlocal tries_left
+        while not (known := sources()) and tries_left and not cancelled.wait(SOURCE_WAIT_S):
+            tries_left -= 1
+        tries_left = 0
+        return known
+
+    return ask
 
 
 def _tokenizer(gguf: GgufFile, config: ModelConfig) -> Tokenizer:

@@ -36,6 +36,7 @@ from edgellama.net.mesh_key import MeshKeyFile
 from edgellama.net.packed import PackedCache
 from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
 from edgellama.net.store import Store
+from edgellama.net.supply import WeightSource
 from edgellama.net.transfer_server import WeightServer
 from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.node.compute import ComputeThread
@@ -113,7 +114,7 @@ class Member:
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._tokenizer: Vocabulary | None = None
-        self._sources: tuple[Address, ...] = ()
+        self._sources: tuple[WeightSource, ...] = ()
         self._sources_at = -1.0
         self._peers = RememberedPeers(paths.peers)
 
@@ -304,12 +305,20 @@ class Member:
     def _join_port(self) -> int:
         return self._server.port if self._keys.is_inviting() else 0
 
-    def _weight_sources(self) -> tuple[Address, ...]:
-        """Return where weights can be had: first whoever has the file, then the others."""
+    def _weight_sources(self) -> tuple[WeightSource, ...]:
+        """Return where weights can be had: whoever has the file, and those after this device."""
         me = self.core.membership.me.node
         others = [each for each in self.core.membership.living() if each.node != me]
-        others.sort(key=lambda each: (not each.model_root, each.node))
-        return tuple(Address(each.host, each.transfer_port) for each in others)
+        others.sort(key=lambda each: (not each.model_root, each.node < me, each.node))
+        return tuple(
+            WeightSource(
+                Address(each.host, each.transfer_port),
+                each.name,
+                bool(each.model_root),
+                f"{each.node} {each.incarnation}",
+            )
+            for each in others
+        )
 
     def _run_link(self) -> None:
         try:
@@ -324,7 +333,7 @@ class Member:
     def _loaded(self, loaded: LoadedSpan) -> None:
         self._compute.install(loaded, lambda: self._installed(loaded))
 
-    def _sources_now(self) -> Sequence[Address]:
+    def _sources_now(self) -> Sequence[WeightSource]:
         return self._sources
 
     def _report_load(self, wanted: LoadPlan, error: EdgellamaError) -> None:

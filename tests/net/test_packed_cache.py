@@ -124,6 +124,38 @@ def test_the_next_start_packs_nothing(
     assert np.array_equal(PackedCache(folder).home_buffer(gguf, config, ROOT), home)
 
 
+def test_what_is_held_needs_no_tensor(
+    folder: Path, gguf: GgufFile, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PackedCache(folder)
+    assert first.held(gguf, config, ROOT, ALL, home=True) == {}
+    first.layer_buffers(gguf, config, ROOT, Span(1, 2))
+    first.home_buffer(gguf, config, ROOT)
+    cache = PackedCache(folder)
+    assert set(cache.held(gguf, config, ROOT, ALL, home=False)) == {"layer-0001"}
+    held = cache.held(gguf, config, ROOT, ALL, home=True)
+    assert set(held) == {"layer-0001", "home"}
+    forbid_packing(monkeypatch)
+    (path,) = folder.rglob("layer-0001.bin")
+    path.unlink()  # what is in use stays in use
+    (buffer,) = cache.layer_buffers(gguf, config, ROOT, Span(1, 2))
+    assert buffer is held["layer-0001"]
+    assert cache.home_buffer(gguf, config, ROOT) is held["home"]
+    assert PackedCache(folder).held(gguf, config, ROOT, ALL, home=False) == {}
+
+
+def test_a_layer_in_plain_memory_is_there_once(
+    tmp_path: Path, gguf: GgufFile, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next plan's span shares it with the span before, which is still in use."""
+    (tmp_path / "file").write_bytes(b"")
+    cache = PackedCache(tmp_path / "file" / "packed")
+    before = cache.layer_buffers(gguf, config, ROOT, ALL)
+    forbid_packing(monkeypatch)
+    after = cache.layer_buffers(gguf, config, ROOT, Span(1, 3))
+    assert all(one is other for one, other in zip(before[1:], after, strict=True))
+
+
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

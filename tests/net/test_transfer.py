@@ -10,13 +10,13 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from weights_serving import HOST, KEY, CountingSource, answering, served
+from weights_serving import HOST, KEY, CountingSource, answering, served, supply
 
 from edgellama.errors import TransferError
 from edgellama.model.config import ModelConfig
 from edgellama.model.weights import needed_tensors
 from edgellama.net import transfer, transfer_client
-from edgellama.net.model_fetch import fetch_header, fetch_span
+from edgellama.net.model_fetch import fetch_header, fetch_layers
 from edgellama.net.record_stream import RecordStream
 from edgellama.net.store import Store
 from edgellama.net.stored_model import StoredModel, StoreError
@@ -47,7 +47,7 @@ def test_a_whole_model(own: OwnModel, stored: StoredModel, every: list[int]) -> 
         threads.add(threading.get_ident())
 
     with served(source) as address:
-        fetch_chunks(stored, every, [address], KEY, progress)
+        fetch_chunks(stored, every, supply(address), progress)
     assert stored.path.read_bytes() == own.path.read_bytes()
     assert sorted(source.read) == every
     total = own.manifest.bytes_of(every)
@@ -61,12 +61,12 @@ def test_only_the_asked_layers_are_sent(own: OwnModel, start: Callable[[], Store
     source = CountingSource(own)
     manifest = own.manifest
     with served(source) as address:
-        stored = fetch_header(start(), manifest.root, [address], KEY)
+        stored = fetch_header(start(), manifest.root, supply(address))
         assert sorted(source.read) == manifest.chunks_of_header()
         with stored.open_gguf() as gguf, own.open_gguf() as whole:
             config = ModelConfig.from_gguf(gguf)
             source.read.clear()
-            fetch_span(stored, gguf, config, Span(1, 2), False, [address], KEY)
+            fetch_layers(stored, gguf, config, [1], False, supply(address))
             names = [name for name in whole.tensors if name.startswith("blk.1.")]
             assert sorted(source.read) == manifest.chunks_of_tensors(names)
             sent_bytes = manifest.bytes_of(source.read)
@@ -75,7 +75,7 @@ def test_only_the_asked_layers_are_sent(own: OwnModel, start: Callable[[], Store
                 assert gguf.tensor_bytes(name) == whole.tensor_bytes(name)
             # Home's tensors come when they are asked for, and the layer's not again.
             source.read.clear()
-            fetch_span(stored, gguf, config, Span(1, 2), True, [address], KEY)
+            fetch_layers(stored, gguf, config, [1], True, supply(address))
             home = {"token_embd.weight", "output_norm.weight", "output.weight"}
             assert sorted(source.read) == manifest.chunks_of_tensors(home)
             assert set(needed_tensors(gguf, config, Span(1, 2), True)) == home.union(names)
@@ -83,18 +83,18 @@ def test_only_the_asked_layers_are_sent(own: OwnModel, start: Callable[[], Store
 
 def test_a_second_start_needs_no_source(own: OwnModel, start: Callable[[], Store]) -> None:
     with served(CountingSource(own)) as address:
-        stored = fetch_header(start(), own.manifest.root, [address], KEY)
-        fetch_chunks(stored, [5], [address], KEY)
+        stored = fetch_header(start(), own.manifest.root, supply(address))
+        fetch_chunks(stored, [5], supply(address))
     shown: list[tuple[int, int]] = []
-    again = fetch_header(start(), own.manifest.root, [], KEY)
-    fetch_chunks(again, [5], [], KEY, lambda done, total: shown.append((done, total)))
+    again = fetch_header(start(), own.manifest.root, supply())
+    fetch_chunks(again, [5], supply(), lambda done, total: shown.append((done, total)))
     size = own.manifest.chunk(5).size
     assert shown == [(size, size)]
     assert again.read_chunk(5) == own.read_chunk(5)
 
 
 def test_nothing_to_fetch_asks_nobody(stored: StoredModel) -> None:
-    fetch_chunks(stored, [], [NOBODY], KEY)
+    fetch_chunks(stored, [], supply(NOBODY))
 
 
 # --- sources that fail ----------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_nothing_to_fetch_asks_nobody(stored: StoredModel) -> None:
 
 def test_a_liar_is_dropped_and_named(own: OwnModel, stored: StoredModel, every: list[int]) -> None:
     with served(CountingSource(own, lie=7)) as liar, pytest.raises(TransferError) as caught:
-        fetch_chunks(stored, every, [liar], KEY)
+        fetch_chunks(stored, every, supply(liar))
     assert f"{liar} sent a wrong chunk 7" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert 7 in stored.missing(every)
@@ -115,7 +115,7 @@ def test_an_honest_source_makes_good_for_a_liar(
     liars = [CountingSource(own, lie=0) for _ in range(2)]
     honest = CountingSource(own)
     with served(liars[0]) as first, served(liars[1]) as second, served(honest) as third:
-        fetch_chunks(stored, every, [first, second, third], KEY)
+        fetch_chunks(stored, every, supply(first, second, third))
     assert stored.path.read_bytes() == own.path.read_bytes()
     assert 0 in honest.read
 
@@ -132,9 +132,9 @@ def test_sources_that_have_a_part_each(
                 assert half.write_chunk(index, own.read_chunk(index))
             halves.append(stack.enter_context(served(CountingSource(half))))
         with pytest.raises(TransferError, match=f"{halves[0]} has no more of it"):
-            fetch_chunks(stored, every, halves[:1], KEY)
+            fetch_chunks(stored, every, supply(*halves[:1]))
         assert stored.missing(every) == every[1::2]
-        fetch_chunks(stored, every, halves, KEY)
+        fetch_chunks(stored, every, supply(*halves))
     assert stored.path.read_bytes() == own.path.read_bytes()
 
 
@@ -145,10 +145,10 @@ def test_a_source_that_is_not_asked_in_the_first_round(
     with contextlib.ExitStack() as stack:
         empty = [stack.enter_context(served(None)) for _ in range(3)]
         good = stack.enter_context(served(CountingSource(own)))
-        fetch_chunks(stored, [0], [NOBODY, *empty, good], KEY)
+        fetch_chunks(stored, [0], supply(NOBODY, *empty, good))
         assert stored.missing(every) == every[1:]
         with pytest.raises(TransferError) as caught:
-            fetch_chunks(stored, [1], [NOBODY, *empty], KEY)
+            fetch_chunks(stored, [1], supply(NOBODY, *empty))
     message = str(caught.value)
     assert f"{NOBODY} cannot be reached: Connection refused" in message
     assert all(f"{address} does not have the model" in message for address in empty)
@@ -171,16 +171,16 @@ def test_a_source_that_breaks_off_is_tried_again(
         stream.send(PRESENT, own.read_chunk(first))
 
     with answering(answer) as address:
-        fetch_chunks(stored, every[:9], [address], KEY)
+        fetch_chunks(stored, every[:9], supply(address))
     assert stored.missing(every) == every[9:]
     assert len(accepted) >= 9
 
 
 def test_no_source_at_all(stored: StoredModel, own: OwnModel) -> None:
     with pytest.raises(TransferError, match=r"2 chunks of model .*: no device that has it"):
-        fetch_chunks(stored, [0, 1], [], KEY)
+        fetch_chunks(stored, [0, 1], supply())
     with pytest.raises(TransferError, match=f"manifest of model {own.manifest.root[:12]}: no dev"):
-        fetch_manifest(own.manifest.root, [], KEY)
+        fetch_manifest(own.manifest.root, supply())
 
 
 # --- interruptions --------------------------------------------------------------------------
@@ -195,12 +195,12 @@ def test_a_source_that_stops_and_another_day(
 
     first, second = CountingSource(own, before=stop), CountingSource(own)
     with served(first) as address, pytest.raises(TransferError, match="has lost chunk"):
-        fetch_chunks(stored, every, [address], KEY)
+        fetch_chunks(stored, every, supply(address))
     assert sorted(first.read) == [0, 1, 2, 3, 4, 5]
     again = start().find(own.manifest.root)  # a new process: what it knows is what is on the disk
     assert again is not None
     with served(second) as address:
-        fetch_chunks(again, every, [address], KEY)
+        fetch_chunks(again, every, supply(address))
     assert sorted(first.read + second.read) == every
     assert again.path.read_bytes() == own.path.read_bytes()
 
@@ -219,7 +219,7 @@ def test_a_server_that_dies(
 
     def fetch() -> None:
         try:
-            fetch_chunks(stored, every, [address], KEY)
+            fetch_chunks(stored, every, supply(address))
         except TransferError as error:
             faults.append(str(error))
 
@@ -235,7 +235,7 @@ def test_a_server_that_dies(
     assert missing
     second = CountingSource(own)
     with served(second) as address:
-        fetch_chunks(kept, every, [address], KEY)
+        fetch_chunks(kept, every, supply(address))
     assert sorted(second.read) == missing
 
 
@@ -252,17 +252,17 @@ def test_a_cancelled_fetch_keeps_what_came(
 
     with served(CountingSource(own, before=hold)) as address:
         with pytest.raises(TransferCancelledError):
-            fetch_chunks(stored, every, [address], KEY, None, cancelled)
+            fetch_chunks(stored, every, supply(address, cancelled=cancelled))
         held.set()
     kept = start().create(own.manifest)
     second = CountingSource(own)
     missing = kept.missing(every)
     assert every[4:] == [index for index in missing if index >= 4]
     with served(second) as address:
-        fetch_chunks(kept, every, [address], KEY)
+        fetch_chunks(kept, every, supply(address))
     assert sorted(second.read) == missing
     with pytest.raises(TransferCancelledError):
-        fetch_chunks(kept, every, [], KEY, None, cancelled)
+        fetch_chunks(kept, every, supply(cancelled=cancelled))
 
 
 def test_an_interrupt_in_the_progress_bar_leaves_nothing_running(
@@ -274,7 +274,7 @@ def test_an_interrupt_in_the_progress_bar_leaves_nothing_running(
 
     with served(CountingSource(own)) as address:
         with pytest.raises(KeyboardInterrupt):
-            fetch_chunks(stored, every, [address], KEY, interrupt)
+            fetch_chunks(stored, every, supply(address), interrupt)
         assert not [t for t in threading.enumerate() if t.name.startswith("weights-fetch")]
 
 
@@ -287,7 +287,7 @@ def test_a_full_disk_ends_the_fetch(
     source = CountingSource(own)
     monkeypatch.setattr(stored, "write_chunk", refuse)
     with served(source) as address, pytest.raises(StoreError, match="the disk is full"):
-        fetch_chunks(stored, every, [address], KEY)
+        fetch_chunks(stored, every, supply(address))
     assert len(source.read) < len(every)
 
 
@@ -303,7 +303,7 @@ def test_room_is_checked_before_anything_is_fetched(
     assert stored.write_chunk(0, own.read_chunk(0))
     monkeypatch.setattr(stored, "check_room", refuse)
     with pytest.raises(StoreError):
-        fetch_chunks(stored, every, [NOBODY], KEY)
+        fetch_chunks(stored, every, supply(NOBODY))
     assert asked == [own.manifest.bytes_of(every[1:])]
 
 
@@ -329,6 +329,6 @@ def test_the_number_of_connections_is_bounded(
     monkeypatch.setattr(transfer, "SourceConnection", Counted)
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(served(own)) for _ in range(5)]
-        fetch_chunks(stored, every, sources, KEY)
+        fetch_chunks(stored, every, supply(*sources))
     assert len(opened) == 3
     assert 1 <= most <= 3

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from weights_serving import HOST, KEY, CountingSource, answering, served
+from weights_serving import HOST, KEY, CountingSource, answering, served, supply
 
 from edgellama.errors import TransferError
 from edgellama.net import transfer_client
@@ -31,7 +31,7 @@ NOBODY = Address(HOST, 9)  # the discard port, where nothing listens
 def test_another_mesh_is_refused(own: OwnModel, theirs: bytes, mine: bytes) -> None:
     source = CountingSource(own)
     with served(source, theirs) as address, pytest.raises(TransferError) as caught:
-        fetch_manifest(own.manifest.root, [address], mine)
+        fetch_manifest(own.manifest.root, supply(address, key=mine))
     assert f"{address} closed the connection" in str(caught.value)
     assert "is it of the same mesh, and of the same release" in str(caught.value)
 
@@ -39,7 +39,7 @@ def test_another_mesh_is_refused(own: OwnModel, theirs: bytes, mine: bytes) -> N
 @pytest.mark.parametrize("key", [b"", b"k", b"long" * 100])
 def test_keys_of_any_length(own: OwnModel, key: bytes) -> None:
     with served(own, key) as address:
-        assert fetch_manifest(own.manifest.root, [address], key) == own.manifest
+        assert fetch_manifest(own.manifest.root, supply(address, key=key)) == own.manifest
 
 
 def test_a_server_must_prove_the_key_too(own: OwnModel) -> None:
@@ -49,7 +49,7 @@ def test_a_server_must_prove_the_key_too(own: OwnModel) -> None:
         connection.recv(100)
 
     with answering(pretend) as address, pytest.raises(TransferError) as caught:
-        fetch_manifest(own.manifest.root, [address], KEY)
+        fetch_manifest(own.manifest.root, supply(address))
     assert f"{address} belongs to another mesh (is it of the same mesh" in str(caught.value)
 
 
@@ -68,7 +68,7 @@ def test_what_is_no_weight_server(sent: bytes, fault: str) -> None:
         connection.sendall(sent)
 
     with answering(answer) as address, pytest.raises(TransferError) as caught:
-        fetch_manifest("0" * 64, [address], KEY)
+        fetch_manifest("0" * 64, supply(address))
     assert f"{address} {fault}" in str(caught.value)
 
 
@@ -84,7 +84,7 @@ def test_a_turned_bit_is_found_before_a_byte_is_believed(own: OwnModel, at: int)
         stream.send(PRESENT, own.manifest.encoded)
 
     with answering(answer) as address, pytest.raises(TransferError) as caught:
-        fetch_manifest(own.manifest.root, [address], KEY)
+        fetch_manifest(own.manifest.root, supply(address))
     assert f"{address} sent bytes that were damaged or are not its own" in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_a_silent_source_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer_client, "HELLO_TIMEOUT_S", 0.05)
     with answering(lambda connection: bool(over.wait(10)) and None) as address:
         with pytest.raises(TransferError, match=r"did not answer within 0\.05 s"):
-            fetch_manifest("0" * 64, [address], KEY)
+            fetch_manifest("0" * 64, supply(address))
         over.set()
 
 
@@ -108,7 +108,7 @@ def test_a_source_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(transfer_client, "HELLO_TIMEOUT_S", 0.1)
     with answering(drip) as address:
         with pytest.raises(TransferError, match=r"did not answer within 0\.1 s"):
-            fetch_manifest("0" * 64, [address], KEY)
+            fetch_manifest("0" * 64, supply(address))
         over.set()
 
 
@@ -137,7 +137,7 @@ def test_hostile_lists_of_chunks(
         stream.send(reply)
 
     with answering(answer) as address, pytest.raises(TransferError) as caught:
-        fetch_chunks(stored, [0], [address], KEY)
+        fetch_chunks(stored, [0], supply(address))
     assert f"{address} {fault}" in str(caught.value)
 
 
@@ -154,7 +154,7 @@ def test_chunks_of_the_wrong_size(own: OwnModel, stored: StoredModel, size: int)
 
     fault = "sent a wrong chunk 0" if size <= CHUNK_BYTES_MAX else "sent a message of 1048578 bytes"
     with answering(answer) as address, pytest.raises(TransferError) as caught:
-        fetch_chunks(stored, [0], [address], KEY)
+        fetch_chunks(stored, [0], supply(address))
     assert f"{address} {fault}" in str(caught.value)
     assert stored.missing([0]) == [0]
 
@@ -165,9 +165,9 @@ def test_a_manifest_from_the_first_that_has_it(own: OwnModel) -> None:
     liar_source.manifest = cast("Manifest", lie)
     root = own.manifest.root
     with served(liar_source) as liar, served(None) as empty, served(own) as good:
-        assert fetch_manifest(root, [NOBODY, liar, empty, good], KEY) == own.manifest
+        assert fetch_manifest(root, supply(NOBODY, liar, empty, good)) == own.manifest
         with pytest.raises(TransferError) as caught:
-            fetch_manifest(root, [NOBODY, liar, empty], KEY)
+            fetch_manifest(root, supply(NOBODY, liar, empty))
     message = str(caught.value)
     assert f"{liar} sent a manifest that does not hash to the model's root" in message
     assert f"{empty} does not have the model" in message

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_running import SmallShape, llama_keys, llama_tensors, write_llama
-from weights_serving import HOST, KEY, CountingSource
+from weights_serving import HOST, KEY, CountingSource, supply
 
 from edgellama.errors import NetworkError, TransferError
 from edgellama.net.record_stream import RecordStream, RefusedError
@@ -85,7 +85,7 @@ def send_all_there_is(connection: socket.socket, data: bytes) -> None:
 
 
 def still_serves(server: WeightServer, own: CountingSource) -> bool:
-    return fetch_manifest(own.manifest.root, [Address(HOST, server.port)], KEY) == own.manifest
+    return fetch_manifest(own.manifest.root, supply(Address(HOST, server.port))) == own.manifest
 
 
 # --- strangers ------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_more_clients_than_slots_wait_their_turn(own: CountingSource) -> None:
                 stack.enter_context(SourceConnection(address, KEY))
             got: list[Manifest] = []
             late = threading.Thread(
-                target=lambda: got.append(fetch_manifest(own.manifest.root, [address], KEY))
+                target=lambda: got.append(fetch_manifest(own.manifest.root, supply(address)))
             )
             late.start()
             assert len(server._open) == CONNECTIONS_MAX
@@ -315,4 +315,4 @@ def test_closing_cuts_clients_off(own: CountingSource) -> None:
         assert everything_sent(stream._connection) == b""
     assert set(threading.enumerate()) == threads
     with pytest.raises(TransferError, match="cannot be reached"):
-        fetch_manifest(own.manifest.root, [address], KEY)
+        fetch_manifest(own.manifest.root, supply(address))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from model_running import SmallShape, llama_keys, llama_tensors, write_llama
 
 from edgellama.errors import TransferError
+from edgellama.net.supply import Supply, WeightSource
 from edgellama.net.transfer_server import WeightServer
 from edgellama.values import Address
 
@@ -48,6 +49,14 @@ def write_model(path: Path) -> Path:
     return write_llama(path, llama_keys(SHAPE), _tensors())  # type: ignore[arg-type]
 
 
+def supply(
+    *addresses: Address, key: bytes = KEY, cancelled: threading.Event | None = None
+) -> Supply:
+    """Return what a fetch is given where these are the sources, of devices that have the file."""
+    sources = [WeightSource(address, original=True) for address in addresses]
+    return Supply(lambda: sources, key, cancelled or threading.Event())
+
+
 class CountingSource:
     """Another source, and which of its chunks were read; ``before`` is called before each."""
 
@@ -55,6 +64,7 @@ class CountingSource:
         self, source: ChunkSource, before: Callable[[int], None] | None = None, lie: int = -1
     ) -> None:
         self.manifest: Manifest = source.manifest
+        self.original = source.original
         self.read: list[int] = []
         self._source = source
         self._before = before

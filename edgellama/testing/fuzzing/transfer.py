@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -11,13 +12,16 @@ import msgpack
 from edgellama.errors import MisuseError, TransferError
 from edgellama.net import pairing as pairing_protocol
 from edgellama.net.chunk_bitmap import ChunkBitmap
+from edgellama.net.fetch_schedule import Batch
 from edgellama.net.invitations import Invitations
 from edgellama.net.manifest import CHUNK_BYTES_MAX, DIGEST_BYTES, Manifest, Region
 from edgellama.net.record_stream import RECORD_BYTES_MAX, RecordStream
 from edgellama.net.transfer_client import SourceConnection
 from edgellama.net.transfer_protocol import (
     ABSENT,
+    ASKS_FOR_CHUNKS,
     CHUNKS_PER_REQUEST_MAX,
+    GIVEN,
     PRESENT,
     Request,
     RequestKind,
@@ -96,9 +100,10 @@ def _sealed(feed: Feed) -> bytes:
 
 
 class _Source:
-    """A model of three regions, all there."""
+    """A model of three regions, all there, in a file of the user's own."""
 
     manifest = MANIFEST
+    original = True
 
     def available(self) -> ChunkBitmap:
         return ChunkBitmap.full(MANIFEST.chunks)
@@ -114,6 +119,9 @@ class _Server(WeightServer):
         self.mesh_key = b"k"
         self._message_timeout_s = TIMEOUT_S
         self._lookup = lambda root: _Source() if root == MANIFEST.root else None
+        self._lock = threading.Lock()
+        self._given = {}
+        self.sent_bytes = 0
 
     def serve(self, stream: RecordStream, *, greeted: bool) -> None:
         if not greeted:
@@ -155,9 +163,10 @@ def weight_client(data: bytes) -> None:
         elif asked == 1:
             assert len(client.available(MANIFEST)) <= MANIFEST.chunks
         else:
-            for index, chunk in client.chunks(MANIFEST, range(MANIFEST.chunks)):
-                assert len(chunk) <= CHUNK_BYTES_MAX
-                MANIFEST.chunk(index).is_made_of(chunk)
+            batch = Batch(list(range(MANIFEST.chunks)), anyway=False)
+            for index, chunk in client.chunks(MANIFEST, batch):
+                assert len(chunk or b"") <= CHUNK_BYTES_MAX
+                MANIFEST.chunk(index).is_made_of(chunk or b"")
     except TransferError:
         return
 
@@ -221,11 +230,12 @@ def manifest_seeds() -> Iterator[bytes]:
 
 def weight_server_seeds() -> Iterator[bytes]:
     """Yield honest requests, and a greeting under a key that is not the mesh's."""
-    requests = [Request(kind, MANIFEST.root, 0, 0).encode() for kind in RequestKind]
-    requests[-1] = Request(
-        RequestKind.CHUNKS, MANIFEST.root, 0, min(CHUNKS_PER_REQUEST_MAX, MANIFEST.chunks)
-    ).encode()
-    yield b"\1" + b"".join(_piece(request) for request in requests)
+    past = min(CHUNKS_PER_REQUEST_MAX, MANIFEST.chunks)
+    requests = [
+        Request(kind, MANIFEST.root, 0, past if kind in ASKS_FOR_CHUNKS else 0)
+        for kind in RequestKind
+    ]
+    yield b"\1" + b"".join(_piece(request.encode()) for request in requests)
     yield b"\0" + bytes(48)
 
 
@@ -233,7 +243,7 @@ def weight_client_seeds() -> Iterator[bytes]:
     """Yield honest replies to each question."""
     yield b"\0" + _piece(PRESENT + MANIFEST.encoded)
     yield b"\1" + _piece(PRESENT + _Source().available().to_bytes())
-    yield b"\2" + _piece(PRESENT + _CHUNKS[0]) + _piece(ABSENT)
+    yield b"\2" + _piece(PRESENT + _CHUNKS[0]) + _piece(GIVEN) + _piece(ABSENT)
     yield b"\0\1" + _piece(PRESENT)[1:] + bytes(4)
 
 
