@@ -39,7 +39,7 @@ REQUIREMENTS = Requirements(64, 2)
 
 
 def model_of(*layer_bytes: int, home_bytes: int = 0) -> ModelFacts:
-    return ModelFacts("0" * 64, "m", 1, 1000, 4096, layer_bytes, home_bytes, 0, 0)
+    return ModelFacts("0" * 64, "m", 1, 1000, 4096, layer_bytes, home_bytes, 0, 0, 0)
 
 
 def device(number: int, ram_bytes: int = 1 << 40, ms: float | None = 1.0) -> DeviceFacts:
@@ -95,7 +95,9 @@ def random_facts(chance: random.Random, count: int, layers: int) -> Facts:
     """Return a mesh in which memory, speed, round trips and rates all matter somewhat."""
     sizes = tuple(chance.choice((100_000, 100_000, 130_000)) for _ in range(layers))
     scratch, kv = chance.choice((0, 9_000)), chance.choice((0, 10))
-    model = ModelFacts("0" * 64, "m", 1, 64, 4096, sizes, chance.randint(0, 200_000), kv, scratch)
+    model = ModelFacts(
+        "0" * 64, "m", 1, 64, 4096, sizes, chance.randint(0, 200_000), kv, scratch, 0
+    )
     room = int(200_000 * layers * chance.choice((0.2, 0.5, 1)))
     devices = [
         DeviceFacts(
@@ -291,10 +293,10 @@ def test_without_devices_or_room_there_is_no_placement() -> None:
 def test_absurd_facts_are_no_fault() -> None:
     big = DeviceSpeed((1 << 32) - 1, (1 << 32) - 1, (1 << 32) - 1)
     devices = [DeviceFacts(f"{n:032x}", f"d{n}", (1 << 48) - 1, big) for n in range(3)]
-    model = ModelFacts("0" * 64, "m", 1, 65536, 99, ((1 << 48) - 1,) * 8, (1 << 48) - 1, 9, 9)
+    model = ModelFacts("0" * 64, "m", 1, 65536, 99, ((1 << 48) - 1,) * 8, (1 << 48) - 1, 9, 9, 9)
     measured = [LinkFacts(devices[0].node, devices[1].node, (1 << 32) - 1, 1)]
     assert place_by_speed(Costs(model, devices, measured, REQUIREMENTS), CHAT) is None
-    model = ModelFacts("0" * 64, "m", 1, 65536, 99, ((1 << 36),) * 1000, 1 << 40, 9, 9)
+    model = ModelFacts("0" * 64, "m", 1, 65536, 99, ((1 << 36),) * 1000, 1 << 40, 9, 9, 9)
     found = place_by_speed(Costs(model, devices, measured, REQUIREMENTS), BATCH)
     assert found is not None
     assert 0 < found.bound_ns < NEVER
@@ -306,7 +308,7 @@ def test_absurd_facts_are_no_fault() -> None:
 def home_network(chance: random.Random, count: int, layers: int) -> Facts:
     """Return computers on cables, others on Wi-Fi and phones; each has measured 16 links."""
     sizes = tuple(chance.choice((24 << 20, 28 << 20)) for _ in range(layers))
-    model = ModelFacts("0" * 64, "m", 1, 4096, 4096, sizes, 300 << 20, 4096, 8 << 20)
+    model = ModelFacts("0" * 64, "m", 1, 4096, 4096, sizes, 300 << 20, 4096, 8 << 20, 2048)
     kinds = {
         "cable": (150, 100_000_000, 60),
         "wifi": (1500, 20_000_000, 100),
