@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgellama_kernels.expert_layout import PackedExperts
 from edgellama_kernels.interface import (
     BackendUnavailable,
     CacheKind,
@@ -10,6 +11,7 @@ from edgellama_kernels.interface import (
     Kernels,
     NonFinite,
     Program,
+    Routing,
     Rows,
     Unrecordable,
     Verbs,
@@ -28,8 +30,10 @@ __all__ = [
     "HiddenRows",
     "Kernels",
     "NonFinite",
+    "PackedExperts",
     "PackedMatrix",
     "Program",
+    "Routing",
     "Rows",
     "Unrecordable",
     "Verbs",

@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from edgellama_kernels.jit import kernel
-from edgellama_kernels.lowering import I32, I32_X8, I32x8, loader
 from edgellama_kernels.team import address
-from edgellama_kernels.vec import PREFETCH_BYTES, prefetch, sum_i32, zeros_i32x8
+from edgellama_kernels.vec import PREFETCH_BYTES, load_i32x8, prefetch, sum_i32, zeros_i32x8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-load_i32x8 = loader(I32x8, I32, I32_X8)
 
 AHEAD_BYTES = (0, PREFETCH_BYTES)  # what is prefetched: on some machines nothing is faster
 TRIES = 3

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellama_kernels.expert_layout import EXPERTS_MAX
 from edgellama_kernels.interface import (
     GROUP_POSITIONS,
     LANE_POSITIONS,
@@ -24,6 +25,7 @@ from edgellama_kernels.interface import (
     NonFinite,
     QuantizedBlocks,
     Recording,
+    Routing,
     Rows,
     quads_of,
 )
@@ -32,6 +34,7 @@ from edgellama_kernels.kinds import BLOCK_COLUMNS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
 
 
@@ -73,27 +76,28 @@ class CheckedKernels(abc.ABC):
 
     def rms_norm(self, x: Float32, weight: Float32, epsilon: float) -> Float32:
         """Normalise each row of x [T, n] or [T, heads, n], weighed with ``weight`` [n] (rule 3)."""
-        x = fitting(x, "the input of a norm", *[None] * max(2, min(x.ndim, 3)))
+        x = fitting(x, "the input of a norm", *_any_rows(x))
         weight = fitting(weight, "the weights of a norm", x.shape[-1])
         rows = x.reshape(-1, x.shape[-1])
         return self._rms_norm(rows, weight, np.float32(epsilon)).reshape(x.shape)
 
     def prepare(self, x: Float32) -> Rows:
-        """Make x [T, K] ready for matmuls with any kind of weights."""
-        return Rows(fitting(x, "the input of a matmul", None, None))
+        """Make x [T, K] or [T, used, K] ready for matmuls with any kind of weights."""
+        return Rows(fitting(x, "the input of a matmul", *_any_rows(x)))
 
     def matmul(self, matrix: PackedMatrix, rows: Rows, residual: Float32 | None = None) -> Float32:
         """Return W x, float32 [T, matrix.rows], plus ``residual`` (rule 1)."""
-        tokens, columns = rows.values.shape
-        if columns != matrix.columns:
-            raise ValueError(f"{columns} activations do not fit {matrix.columns} columns")
+        x = fitting(rows.values, "the input of a matmul", None, matrix.columns)
         if residual is not None:
-            residual = fitting(residual, "a residual", tokens, matrix.rows)
+            residual = fitting(residual, "a residual", len(x), matrix.rows)
         if not matrix.kind.quantized:
-            return self._matmul_float(matrix, rows.values, residual)
+            return self._matmul_float(matrix, x, residual)
+        return self._matmul_blocks(matrix, self._blocks(rows), residual)
+
+    def _blocks(self, rows: Rows) -> QuantizedBlocks:
         if rows.blocks is None:
-            rows.blocks = self._quantize(rows.values)
-        return self._matmul_blocks(matrix, rows.blocks, residual)
+            rows.blocks = self.quantize(rows.values.reshape(-1, rows.values.shape[-1]))
+        return rows.blocks
 
     def quantize(self, x: Float32) -> QuantizedBlocks:
         """Quantise x [T, K] in blocks of 32 columns (rule 2); raises NonFinite."""
@@ -101,6 +105,29 @@ class CheckedKernels(abc.ABC):
         if x.shape[1] % BLOCK_COLUMNS:
             raise ValueError("quantised activations need a multiple of 32 columns")
         return self._quantize(x)
+
+    def route(self, logits: Float32, used: int) -> Routing:
+        """Choose each token's ``used`` experts by logits [T, experts] (rule 11)."""
+        logits = fitting(logits, "the logits of a router", None, None)
+        if not 1 <= used <= logits.shape[1] <= EXPERTS_MAX:
+            raise ValueError(f"{used} of {logits.shape[1]} experts cannot be used")
+        return self._route(logits, used)
+
+    def expert_matmul(self, experts: PackedExperts, rows: Rows, routing: Routing) -> Float32:
+        """Return what each token's experts make of it, float32 [T, used, experts.rows]."""
+        tokens, used = _check_routing(routing, experts.count)
+        x = rows.values
+        if x.shape not in ((tokens, experts.columns), (tokens, used, experts.columns)):
+            raise ValueError(f"activations {x.shape} are not those of {tokens} routed tokens")
+        blocks = self._blocks(rows) if experts.kind.quantized else None
+        return self._expert_matmul(experts, x, blocks, routing)
+
+    def mix(self, outputs: Float32, routing: Routing, residual: Float32) -> Float32:
+        """Return ``residual`` [T, n] plus the experts' ``outputs`` [T, used, n] by their shares."""
+        outputs = fitting(outputs, "the output of experts", *routing.chosen.shape, None)
+        tokens, _, width = outputs.shape
+        residual = fitting(residual, "a residual", tokens, width)
+        return self._mix(outputs, fitting(routing.shares, "shares", *outputs.shape[:2]), residual)
 
     def rope(self, x: Float32, table: Float32) -> None:
         """Rotate the pairs (i, i + D/2) of x [T, heads, D] in place (rule 6)."""
@@ -113,8 +140,10 @@ class CheckedKernels(abc.ABC):
 
     def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         """Return silu(gate) * up, all [T, n] (rule 5)."""
-        gate = fitting(gate, "a gate", None, None)
-        return self._silu_multiply(gate, fitting(up, "a gated input", *gate.shape))
+        gate = fitting(gate, "a gate", *_any_rows(gate))
+        up = fitting(up, "a gated input", *gate.shape)
+        rows = (-1, gate.shape[-1])
+        return self._silu_multiply(gate.reshape(rows), up.reshape(rows)).reshape(gate.shape)
 
     def add(self, x: Float32, summand: Float32) -> Float32:
         """Return x [T, n] plus a bias [n], or plus [T, n] (rule 1)."""
@@ -170,6 +199,17 @@ class CheckedKernels(abc.ABC):
     ) -> Float32: ...
 
     @abc.abstractmethod
+    def _route(self, logits: Float32, used: int) -> Routing: ...
+
+    @abc.abstractmethod
+    def _expert_matmul(
+        self, experts: PackedExperts, x: Float32, blocks: QuantizedBlocks | None, routing: Routing
+    ) -> Float32: ...
+
+    @abc.abstractmethod
+    def _mix(self, outputs: Float32, shares: Float32, residual: Float32) -> Float32: ...
+
+    @abc.abstractmethod
     def _rope(self, x: Float32, table: Float32) -> None: ...
 
     @abc.abstractmethod
@@ -183,6 +223,27 @@ class CheckedKernels(abc.ABC):
 
     @abc.abstractmethod
     def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> NDArray[Any]: ...
+
+
+def _any_rows(x: Float32) -> list[None]:
+    """Return the shape of rows, [T, n] or [T, parts, n], as ``fitting`` takes it."""
+    return [None] * max(2, min(x.ndim, 3))
+
+
+def _check_routing(routing: Routing, experts: int) -> tuple[int, int]:
+    """Return the tokens and how many experts each has; a wrong number would leave the memory."""
+    chosen, _, order = routing
+    if chosen.ndim != 2 or chosen.dtype != np.int32 or order.dtype != np.int32:
+        raise ValueError("a routing is int32 [T, used] and int32 [T * used]")
+    contiguous = chosen.flags.c_contiguous and order.flags.c_contiguous
+    if order.shape != (chosen.size,) or not contiguous:
+        raise ValueError("a routing needs the order of all its pairs")
+    if chosen.size and not (0 <= chosen.min() <= chosen.max() < experts):
+        raise ValueError(f"a routing names none of {experts} experts")
+    if (np.sort(order) != np.arange(order.size)).any():
+        raise ValueError("the order of a routing is none of its pairs")
+    tokens, used = chosen.shape
+    return tokens, used
 
 
 def _check_positions(cache: CacheLayer, position: int, tokens: int) -> None:

@@ -18,10 +18,11 @@ from edgellama_kernels.interface import (
     HiddenRows,
     NonFinite,
     QuantizedBlocks,
+    Routing,
     quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
-from edgellama_kernels.matmul import matrix_operands
+from edgellama_kernels.matmul import expert_operands, matrix_operands
 from edgellama_kernels.program import COLUMNS, OPERANDS
 from edgellama_kernels.recording import Recording
 from edgellama_kernels.reference import HALF_ROUNDS_TO_INFINITY, ReferenceKernels
@@ -31,6 +32,7 @@ from edgellama_kernels.team import Table, Team, address
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
     from edgellama_kernels.operations import Operation
 
@@ -70,11 +72,11 @@ class CompiledKernels(CheckedKernels):
         ``work`` estimates its bytes or operations; ``scratch`` is what ``Team.run`` says.
         """
         rows = np.zeros((1, COLUMNS), np.int64)
-        rows[0, 0], rows[0, 2:OPERANDS] = operation.code, operation[2:]
+        rows[0, 0], rows[0, 2:OPERANDS] = operation.code, operation[2:4]
         for column, x in enumerate(operation.operands, OPERANDS):
             rows[0, column] = address(x) if isinstance(x, np.ndarray) else x
         threads = self.threads if work >= SHARED_WORK_MIN else 1
-        arrays = operation.operands
+        arrays, scratch = operation.operands, max(scratch, operation.scratch)
         status = self._team.run(Table(rows), arrays, tokens, position, scratch, threads, True)
         if status:
             raise NonFinite(operations.REFUSALS[status])
@@ -139,6 +141,38 @@ class CompiledKernels(CheckedKernels):
             matrix.groups,
         )
         self._do(operation, tokens, matrix.buffer.size * tokens, TOKENS_TILE * _VECTOR)
+        return y
+
+    def _route(self, logits: Float32, used: int) -> Routing:
+        tokens, experts = logits.shape
+        chosen, shares = np.empty((tokens, used), np.int32), np.empty((tokens, used), np.float32)
+        order = np.empty(chosen.size, np.int32)
+        operation = operations.route(logits, chosen, shares, order, experts, used)
+        self._do(operation, tokens, logits.size)
+        return Routing(chosen, shares, order)
+
+    def _expert_matmul(
+        self, experts: PackedExperts, x: Float32, blocks: QuantizedBlocks | None, routing: Routing
+    ) -> Float32:
+        tokens, used = routing.chosen.shape
+        y = np.empty((tokens, used, experts.rows), np.float32)
+        operation = operations.multiply_experts(
+            expert_operands(experts),
+            0 if blocks else x,
+            blocks or (0, 0, 0),
+            1 if x.ndim == 3 else used,
+            (routing.chosen, routing.order),
+            used,
+            y,
+        )
+        self._do(operation, tokens, experts.bytes_each * tokens * used)
+        return y
+
+    def _mix(self, outputs: Float32, shares: Float32, residual: Float32) -> Float32:
+        tokens, used, width = outputs.shape
+        y = np.empty((tokens, width), np.float32)
+        operation = operations.mix(outputs, shares, residual, y, width, used)
+        self._do(operation, tokens, outputs.size)
         return y
 
     def _rope(self, x: Float32, table: Float32) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellama_kernels.expert_layout import PackedExperts
 from edgellama_kernels.interface import CacheKind, Float32, Kernels, allocate_cache_layer
 from edgellama_kernels.kinds import WeightKind, block_fields
 from edgellama_kernels.layout import PackedMatrix, row_bytes
@@ -20,11 +21,12 @@ from edgellama_kernels.reference import exponential
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPECTED_DIGEST = "be93ce56c2a2b0616a15e89cd2824dacf3f684adfe2e6d54ffec89c76eeb7c24"
+EXPECTED_DIGEST = "0ae70f0ed8c7f5193e8e286c3e06fba2c01b5eb659e506fe9b198f7ca9c53d23"
 
 ROWS = 43  # no multiple of 8
 COLUMNS = {1: 150, 32: 160, 256: 512}  # by GGUF's block; of 150 the last block of 32 is short
 POSITIONS = 150  # in the third tile of 64
+EXPERTS, EXPERTS_USED = 5, 2
 HEADS, KV_HEADS = 6, 2  # three query heads share a key head: not four
 HEAD_WIDTH = 42  # no multiple of 4, and more than the 32 that a word of bytes takes at once
 
@@ -99,7 +101,7 @@ def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
     found["exponential"] = exponential(np.float32(22) * _numbers(37, 999))
     for cache_kind in CacheKind:
         found |= _attention_outputs(kernels, cache_kind)
-    return found
+    return found | _expert_outputs(kernels)
 
 
 def _attention_outputs(kernels: Kernels, kind: CacheKind) -> dict[str, NDArray[Any]]:
@@ -114,6 +116,23 @@ def _attention_outputs(kernels: Kernels, kind: CacheKind) -> dict[str, NDArray[A
     found["attention prefill"] = kernels.attention(queries[100:], cache, 100)
     found["attention decode"] = kernels.attention(queries[70:71], cache, 70)
     return {f"{name} {kind.value}": array for name, array in found.items()}
+
+
+def _expert_outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
+    routing = kernels.route(np.float32(4) * _numbers(50, 40, EXPERTS), EXPERTS_USED)
+    found: dict[str, NDArray[Any]] = {"shares": routing.shares, "order": routing.order}
+    for kind in (WeightKind.F16, WeightKind.Q8_0, WeightKind.Q4_0, WeightKind.Q4_K):
+        matrices = [_matrix(kind, 60 + number) for number in range(EXPERTS)]
+        columns = matrices[0].columns
+        buffer = np.concatenate([matrix.buffer for matrix in matrices])
+        experts = PackedExperts(kind, EXPERTS, ROWS, columns, buffer)
+        x = _numbers(51, 40, columns)
+        shared = kernels.expert_matmul(experts, kernels.prepare(x), routing)
+        own = kernels.prepare(_numbers(52, 40, EXPERTS_USED, columns))
+        found[f"experts {kind.value}"] = shared
+        found[f"experts {kind.value}, own rows"] = kernels.expert_matmul(experts, own, routing)
+        found[f"mix {kind.value}"] = kernels.mix(shared, routing, _numbers(53, 40, ROWS))
+    return found
 
 
 def digest(kernels: Kernels) -> str:

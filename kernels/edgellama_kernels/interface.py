@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
 
 Float32 = NDArray[np.float32]
@@ -135,13 +136,28 @@ class QuantizedBlocks(NamedTuple):
 
 
 class Rows:
-    """Activations float32 [T, K] on their way into matmuls; quantised once, on first need."""
+    """Activations on their way into matmuls, quantised once, on first need.
+
+    ``values`` are float32 [T, K] or, a row for each of a token's experts, [T, used, K].
+    """
 
     __slots__ = ("blocks", "values")
 
     def __init__(self, values: Float32) -> None:
         self.values = values
         self.blocks: QuantizedBlocks | None = None
+
+
+class Routing(NamedTuple):
+    """Which experts each of T tokens meets, and how much each counts (rule 11).
+
+    chosen: int32 [T, used], ascending; shares: float32 [T, used]; order: int32 [T * used], the
+    places of ``chosen`` sorted by expert, so that a kernel finds an expert's tokens together.
+    """
+
+    chosen: NDArray[np.int32]
+    shares: Float32
+    order: NDArray[np.int32]
 
 
 class Verbs(Protocol):
@@ -164,7 +180,7 @@ class Verbs(Protocol):
         """
 
     def prepare(self, x: Float32) -> Rows:
-        """Make x [T, K] ready for matmuls with any kind of weights."""
+        """Make x [T, K] or [T, used, K] ready for matmuls with any kind of weights."""
 
     def matmul(self, matrix: PackedMatrix, rows: Rows, residual: Float32 | None = None) -> Float32:
         """Return W x, float32 [T, matrix.rows], plus ``residual`` of that shape if given.
@@ -179,10 +195,26 @@ class Verbs(Protocol):
         """
 
     def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
-        """Return silu(gate) * up, all [T, n]."""
+        """Return silu(gate) * up, all [T, n] or [T, used, n]."""
 
     def add(self, x: Float32, summand: Float32) -> Float32:
         """Return x [T, n] plus a bias [n], or plus [T, n]."""
+
+    def route(self, logits: Float32, used: int) -> Routing:
+        """Choose each token's ``used`` experts by the router's logits, float32 [T, experts].
+
+        Raises NonFinite.
+        """
+
+    def expert_matmul(self, experts: PackedExperts, rows: Rows, routing: Routing) -> Float32:
+        """Return float32 [T, used, experts.rows]: what each token's experts make of it.
+
+        ``rows`` are [T, K], the same for all of a token's experts, or [T, used, K]. Raises
+        NonFinite as ``matmul`` does.
+        """
+
+    def mix(self, outputs: Float32, routing: Routing, residual: Float32) -> Float32:
+        """Return ``residual`` [T, n] plus the sum of ``outputs`` [T, used, n] by their shares."""
 
     def store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None:
         """Write keys and values [T, kv_heads, D] of the positions from ``position`` on.

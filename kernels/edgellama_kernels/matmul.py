@@ -37,6 +37,7 @@ from edgellama_kernels.vec import (
 )
 
 if TYPE_CHECKING:
+    from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
 
 NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
@@ -190,6 +191,11 @@ def matrix_operands(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:
     """Return the first arguments of ``multiply``: what it has to know of a matrix."""
     kind = KIND_CODES[matrix.kind]
     return kind, matrix.address, matrix.scales_address, matrix.columns, matrix.rows
+
+
+def expert_operands(experts: PackedExperts) -> tuple[int, int, int, int, int, int]:
+    """Return the first arguments of ``multiply_experts``."""
+    return *matrix_operands(experts.first), experts.bytes_each
 
 
 @part

@@ -10,11 +10,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from edgellama_kernels.kinds import BLOCK_COLUMNS
+from edgellama_kernels.layout import GROUP_ROWS
 from edgellama_kernels.reference import ONE
 
 Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
-EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK, ADD = range(1, 12)
+EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK = range(1, 11)
+ADD, ROUTE, EXPERTS, MIX = range(11, 15)
 
 REFUSALS: Final = {
     EXPAND: "a hidden row holds infinity or NaN",
@@ -22,6 +25,7 @@ REFUSALS: Final = {
     QUANTIZE: "the input of a matmul is infinite or NaN",
     STORE: "a key or value is too large for the cache, infinite or NaN",
     ROUND: "a query is too large, infinite or NaN",
+    ROUTE: "the router of a mixture of experts met infinity or NaN",
     SHRINK: "the hidden state became infinite or NaN",
 }
 """Why an operation that may refuse its numbers did."""
@@ -38,20 +42,33 @@ WRITES: Final = {
     SILU: (2,),
     SHRINK: (1, 2),
     ADD: (2,),
+    ROUTE: (1, 2, 3),
+    EXPERTS: (14,),
+    MIX: (3,),
 }
 """Which operands an operation writes to; all others that lie in memory it reads."""
 
-BLOCK_COLUMNS = 32
+SUMS_NUMBERS = GROUP_ROWS * 512  # of a thread's scratch: the sums of a matmul's tile of tokens
+PAIRS_TILE = 32  # tokens of one expert, worked on together
 PIECE_NUMBERS = 32  # of a row of SiLU or a sum: so few that threads can share a single row
 
 
+def expert_scratch(columns: int, rows: int) -> int:
+    """Return the float32 that a thread needs for a tile of pairs: sums, what goes in and out."""
+    return SUMS_NUMBERS + PAIRS_TILE * (columns + rows)
+
+
 class Operation(NamedTuple):
-    """A row of the table; T tokens give ``units + T * units_per_token`` units to be shared out."""
+    """A row of the table; T tokens give ``units + T * units_per_token`` units to be shared out.
+
+    ``scratch``: the float32 of its own memory that a thread needs for it.
+    """
 
     code: int
     operands: tuple[Operand, ...]
     units: int = 0
     units_per_token: int = 0
+    scratch: int = 0
 
 
 def expand(halves: Operand, exponents: Operand, y: Operand, width: int) -> Operation:
@@ -67,11 +84,11 @@ def norm(
 
 
 def quantize(
-    x: Operand, quants: Operand, scales: Operand, sums: Operand, columns: int
+    x: Operand, quants: Operand, scales: Operand, sums: Operand, columns: int, rows: int = 1
 ) -> Operation:
-    """Rule 2 on float32 [T, columns]."""
-    operands = (x, quants, scales, sums, columns)
-    return Operation(QUANTIZE, operands, units_per_token=columns // BLOCK_COLUMNS)
+    """Rule 2 on float32 [T, rows, columns]."""
+    operands = (x, quants, scales, sums, columns, rows)
+    return Operation(QUANTIZE, operands, units_per_token=rows * columns // BLOCK_COLUMNS)
 
 
 def multiply(
@@ -84,6 +101,44 @@ def multiply(
 ) -> Operation:
     """Rule 1; ``matrix`` is what ``matmul.matrix_operands`` returns, 0 stands for nothing."""
     return Operation(MULTIPLY, (*matrix, x, *blocks, residual, y), units=groups)
+
+
+def route(
+    logits: Operand, chosen: Operand, shares: Operand, order: Operand, experts: int, used: int
+) -> Operation:
+    """Rule 11's choice by float32 [T, experts]; writes ``used`` numbers of each for a token."""
+    return Operation(ROUTE, (logits, chosen, shares, order, experts, used), 1, 0, experts + 1)
+
+
+def multiply_experts(
+    experts: tuple[int, int, int, int, int, int],
+    x: Operand,
+    blocks: tuple[Operand, Operand, Operand],
+    slots: int,
+    routing: tuple[Operand, Operand],
+    used: int,
+    y: Operand,
+) -> Operation:
+    """Rule 1 for each token's experts; y is float32 [T, used, rows].
+
+    ``experts`` is what ``expert_operands`` returns, ``routing`` are ``chosen`` and ``order``.
+    ``slots``: 1 where each expert has activations of its own, ``used`` where they are the token's.
+    """
+    *_, columns, rows, _ = experts
+    return Operation(
+        EXPERTS,
+        (*experts, x, *blocks, slots, *routing, used, y),
+        units=-(-rows // GROUP_ROWS),
+        scratch=expert_scratch(columns, rows),
+    )
+
+
+def mix(
+    outputs: Operand, shares: Operand, residual: Operand, y: Operand, width: int, used: int
+) -> Operation:
+    """Rule 11's sum over float32 [T, used, width]."""
+    operands = (outputs, shares, residual, y, width, used)
+    return Operation(MIX, operands, units_per_token=-(-width // PIECE_NUMBERS))
 
 
 def rope(x: Operand, table: Operand, heads: int, width: int) -> Operation:

@@ -47,10 +47,12 @@ class Program:
         self.tokens_max = arena.tokens_max
         self._team, self._arena, self._cache_shape = team, arena, cache_shape
         self._rows = np.zeros((len(recorded), program.COLUMNS), np.int64)
+        self._scratch = LANES * TOKENS_TILE
         self._placed: list[tuple[int, int, int]] = []  # row, column, offset
         self._cached: list[tuple[int, int, CacheOperand]] = []
         for row, operation in enumerate(recorded):
             units = operation.units, operation.units_per_token
+            self._scratch = max(self._scratch, operation.scratch)
             self._rows[row, : program.OPERANDS] = operation.code, arena.meets[row], *units
             for column, operand in enumerate(operation.operands, program.OPERANDS):
                 if isinstance(operand, Storage):
@@ -105,7 +107,7 @@ class Program:
             if array.shape != view.shape or array.dtype != view.dtype:
                 raise ValueError("the input of a program does not fit")
             view[:] = array
-        scratch = max(ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS), LANES * TOKENS_TILE)
+        scratch = max(ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS), self._scratch)
         team, pace, memory = self._team, self._pace, (self._memory, caches)
         if tokens > 1:  # parts are long, so taking them one by one costs nothing
             return team.run(self._table, memory, tokens, position, scratch, team.threads, True)

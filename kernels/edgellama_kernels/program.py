@@ -25,17 +25,21 @@ from edgellama_kernels.elementwise import (
     silu_multiply,
     store_cache,
 )
+from edgellama_kernels.expert_kernels import mix, multiply_experts, route
 from edgellama_kernels.jit import inlined, kernel, part
 from edgellama_kernels.matmul import multiply
 from edgellama_kernels.operations import (
     ADD,
     ATTEND,
     EXPAND,
+    EXPERTS,
+    MIX,
     MULTIPLY,
     NORM,
     QUANTIZE,
     ROPE,
     ROUND,
+    ROUTE,
     SHRINK,
     SILU,
     STORE,
@@ -114,8 +118,8 @@ def units_of(row: int, tokens: int) -> int:
 
 
 @part
-def perform(row: int, tokens: int, position: int, first: int, past: int, scratch: int) -> int:
-    """Do the units ``first`` up to ``past`` of an operation; its operands are the arguments."""
+def perform_on_rows(row: int, tokens: int, position: int, first: int, past: int) -> int:
+    """Do the units ``first`` up to ``past`` of an operation on single rows of numbers."""
     code = load_i64(row, CODE)
     o = row + 8 * OPERANDS
     a, b, c, d = load_i64(o, 0), load_i64(o, 1), load_i64(o, 2), load_i64(o, 3)
@@ -127,7 +131,7 @@ def perform(row: int, tokens: int, position: int, first: int, past: int, scratch
         return rope(a, b, c, d, first, past)
     if code == SILU:
         return silu_multiply(a, b, c, d, first, past)
-    e = load_i64(o, 4)
+    e, f, g, h = load_i64(o, 4), load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
     if code == ADD:
         return add(a, b, c, d, e, first, past)
     if code == ROUND:
@@ -135,16 +139,34 @@ def perform(row: int, tokens: int, position: int, first: int, past: int, scratch
     if code == NORM:
         return rms_norm(a, b, c, d, bits_f32(np.int32(e)), first, past)
     if code == QUANTIZE:
-        return quantize(a, b, c, d, e, tokens, first, past)
-    f, g, h = load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
+        return quantize(a, b, c, d, e, tokens * f, first, past)
+    if code == MIX:
+        return mix(a, b, c, d, e, f, first, past)
     if code == STORE:
         return store_cache(a, b, c, d, e, f, g, h, position, first, past)
-    i, j, k = load_i64(o, 8), load_i64(o, 9), load_i64(o, 10)
+    return 1
+
+
+@part
+def perform(row: int, tokens: int, position: int, first: int, past: int, scratch: int) -> int:
+    """Do the units ``first`` up to ``past`` of an operation; its operands are the arguments."""
+    code = load_i64(row, CODE)
+    o = row + 8 * OPERANDS
+    a, b, c, d = load_i64(o, 0), load_i64(o, 1), load_i64(o, 2), load_i64(o, 3)
+    e, f, g, h = load_i64(o, 4), load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
+    i, j, k, r = load_i64(o, 8), load_i64(o, 9), load_i64(o, 10), load_i64(o, 11)
     if code == ATTEND:
         return attend(a, b, c, d, e, f, g, h, i, j, tokens, position, first, past, scratch)
     if code == MULTIPLY:
         return multiply(a, b, c, d, e, f, g, h, i, j, k, tokens, first, past, scratch)
-    return 1
+    if code == EXPERTS:
+        s, t, u = load_i64(o, 12), load_i64(o, 13), load_i64(o, 14)
+        return multiply_experts(
+            a, b, c, d, e, f, g, h, i, j, k, r, s, t, u, tokens, first, past, scratch
+        )
+    if code == ROUTE:
+        return route(a, b, c, d, e, f, tokens, scratch) if first < past else 0
+    return perform_on_rows(row, tokens, position, first, past)
 
 
 @kernel

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellama_kernels import operations
 from edgellama_kernels.arena import Arena, CacheOperand, Storage
+from edgellama_kernels.expert_layout import EXPERTS_MAX
 from edgellama_kernels.interface import (
     QUAD_NUMBERS,
     CacheKind,
@@ -20,11 +21,12 @@ from edgellama_kernels.interface import (
     quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
-from edgellama_kernels.matmul import matrix_operands
+from edgellama_kernels.matmul import expert_operands, matrix_operands
 from edgellama_kernels.prepared import Program
 from edgellama_kernels.team import Team, address
 
 if TYPE_CHECKING:
+    from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
     from edgellama_kernels.operations import Operation
 
@@ -56,6 +58,16 @@ class RecordedRows:
     def __init__(self, values: RecordedArray) -> None:
         self.values = values
         self.blocks: Blocks | None = None
+
+
+class RecordedRouting(NamedTuple):
+    """What ``operations.route`` writes and how much: ``used`` numbers of each for a token."""
+
+    chosen: Storage
+    shares: Storage
+    order: Storage
+    experts: int
+    used: int
 
 
 class Recording:
@@ -109,7 +121,7 @@ class Recording:
 
     def matmul(self, matrix: PackedMatrix, rows: Any, residual: Any = None) -> Any:
         """Record ``Verbs.matmul``."""
-        _check(rows.values.width == matrix.columns)
+        _check(rows.values.shape == (matrix.columns,))
         _check(residual is None or residual.width == matrix.rows)
         nothing = 0, 0, 0
         quantized = matrix.kind.quantized
@@ -124,12 +136,54 @@ class Recording:
 
     def _blocks(self, rows: RecordedRows) -> Blocks:
         if rows.blocks is None:
-            width = rows.values.width
-            _check(width % BLOCK_COLUMNS == 0)
+            columns, width = rows.values.shape[-1], rows.values.width
+            _check(columns % BLOCK_COLUMNS == 0)
             count = width // BLOCK_COLUMNS
             rows.blocks = (Storage(width), Storage(4 * count), Storage(4 * count))
-            self._operations.append(operations.quantize(rows.values.storage, *rows.blocks, width))
+            self._operations.append(
+                operations.quantize(rows.values.storage, *rows.blocks, columns, width // columns)
+            )
         return rows.blocks
+
+    def route(self, logits: Any, used: int) -> Any:
+        """Record ``Verbs.route``."""
+        _check(len(logits.shape) == 1 and 1 <= used <= logits.width <= EXPERTS_MAX)
+        size = 4 * used
+        routing = RecordedRouting(Storage(size), Storage(size), Storage(size), logits.width, used)
+        self._operations.append(operations.route(logits.storage, *routing))
+        return routing
+
+    def expert_matmul(self, experts: PackedExperts, rows: Any, routing: Any) -> Any:
+        """Record ``Verbs.expert_matmul``."""
+        used, columns = routing.used, experts.columns
+        _check(experts.count == routing.experts)
+        _check(rows.values.shape in ((columns,), (used, columns)))
+        quantized = experts.kind.quantized
+        y = _numbers(used, experts.rows)
+        self._operations.append(
+            operations.multiply_experts(
+                expert_operands(experts),
+                0 if quantized else rows.values.storage,
+                self._blocks(rows) if quantized else (0, 0, 0),
+                1 if len(rows.values.shape) == 2 else used,
+                (routing.chosen, routing.order),
+                used,
+                y.storage,
+            )
+        )
+        return y
+
+    def mix(self, outputs: Any, routing: Any, residual: Any) -> Any:
+        """Record ``Verbs.mix``."""
+        used, width = outputs.shape
+        _check(used == routing.used and residual.shape == (width,))
+        y = _numbers(width)
+        self._operations.append(
+            operations.mix(
+                outputs.storage, routing.shares, residual.storage, y.storage, width, used
+            )
+        )
+        return y
 
     def rope(self, x: Any, table: Any) -> None:
         """Record ``Verbs.rope``."""
@@ -140,7 +194,7 @@ class Recording:
     def silu_multiply(self, gate: Any, up: Any) -> Any:
         """Record ``Verbs.silu_multiply``."""
         _check(gate.shape == up.shape)
-        y = _numbers(gate.width)
+        y = _numbers(*gate.shape)
         self._operations.append(
             operations.silu_multiply(gate.storage, up.storage, y.storage, y.width)
         )

@@ -24,6 +24,7 @@ from edgellama_kernels.interface import (
     HiddenRows,
     NonFinite,
     QuantizedBlocks,
+    Routing,
     quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS, HALF_COLUMNS
@@ -31,6 +32,8 @@ from edgellama_kernels.layout import GROUP_ROWS, PackedMatrix, widened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgellama_kernels.expert_layout import PackedExperts
 
 f32 = np.float32
 ONE, ZERO = f32(1), f32(0)
@@ -199,6 +202,46 @@ class ReferenceKernels(CheckedKernels):
                 accumulated = _added_upwards(partial)
             y[:, rows] = accumulated.T[:, : rows.stop - rows.start]
         return _with_residual(y, residual)
+
+    def _route(self, logits: Float32, used: int) -> Routing:
+        """Rule 11: the greatest logits, of equals the first; shares of the chosen ones' sum."""
+        if not np.isfinite(logits).all():
+            raise NonFinite("the router of a mixture of experts met infinity or NaN")
+        greatest = np.argsort(-logits, axis=1, kind="stable")[:, :used]
+        chosen = np.sort(greatest, axis=1).astype(np.int32)
+        picked = np.take_along_axis(logits, chosen, axis=1)
+        with np.errstate(all="ignore"):  # two finite logits may lie infinitely far apart
+            numbers = exponential(picked - picked.max(axis=1, keepdims=True))
+        shares = numbers / _added_upwards(numbers.T)[:, None]
+        order = np.argsort(chosen, axis=None, kind="stable").astype(np.int32)
+        return Routing(chosen, shares, order)
+
+    def _expert_matmul(
+        self, experts: PackedExperts, x: Float32, blocks: QuantizedBlocks | None, routing: Routing
+    ) -> Float32:
+        """Rule 1 for the tokens of each expert that any token chose."""
+        tokens, used = routing.chosen.shape
+        slots = 1 if x.ndim == 3 else used
+        rows = x.reshape(-1, experts.columns)
+        y = np.empty((tokens * used, experts.rows), np.float32)
+        flat = routing.chosen.reshape(-1)
+        for expert in np.unique(flat).tolist():
+            pairs = np.flatnonzero(flat == expert)
+            own = pairs // slots
+            matrix = experts.expert(expert)
+            if blocks is None:
+                y[pairs] = self._matmul_float(matrix, rows[own], None)
+            else:
+                quants, scales, sums = blocks
+                parts = QuantizedBlocks(quants[:, own], scales[:, own], sums[:, own])
+                y[pairs] = self._matmul_blocks(matrix, parts, None)
+        return y.reshape(tokens, used, experts.rows)
+
+    def _mix(self, outputs: Float32, shares: Float32, residual: Float32) -> Float32:
+        """Rule 11's sum: a token's experts upwards from +0, each product rounded."""
+        with np.errstate(all="ignore"):
+            products = outputs * shares[..., None]
+            return _added_upwards(products.transpose(1, 0, 2)) + residual
 
     def _rope(self, x: Float32, table: Float32) -> None:
         """Rule 6: ``a' = a c - b s``, ``b' = a s + b c``, each product rounded."""

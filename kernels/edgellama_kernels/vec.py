@@ -59,10 +59,17 @@ load_f32 = loader(types.float32, FLOAT, FLOAT)
 load_f32x8 = loader(F32x8, FLOAT, FLOAT_X8)
 load_u8 = loader(types.uint8, I8, I8)
 load_u16 = loader(types.uint16, I16, I16)
+load_i32x8 = loader(I32x8, I32, I32_X8)
 load_i64 = loader(types.int64, I64, I64)
+load_index = word(  # an int32, wide enough to count with
+    types.intp,
+    (types.intp, types.intp),
+    lambda to, address, index: to.builder.sext(loaded(to.builder, address, index, I32, I32), I64),
+)
 store_f32 = storer(types.float32, FLOAT, FLOAT)
 store_f32x8 = storer(F32x8, FLOAT, FLOAT_X8)
 store_i32 = storer(types.int32, I32, I32)
+store_i32x8 = storer(I32x8, I32, I32_X8)
 store_u8 = storer(types.uint8, I8, I8)
 store_u16 = storer(types.uint16, I16, I16)
 
