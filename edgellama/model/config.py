@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellama_kernels import WeightKind
+from edgellama_kernels.expert_layout import EXPERTS_MAX
 
 from edgellama.model.config_keys import ConfigKeys
 from edgellama.model.families import FAMILIES, Family
@@ -37,7 +38,8 @@ _IGNORED_SUFFIX = "attn_rot_embd.weight"
 class ModelConfig:
     """Dimensions and constants of one model; all counts are at least 1.
 
-    ``feed_forward`` is the inner width of the gated unit.
+    ``feed_forward`` is the inner width of the gated unit, or of each of a layer's ``experts``,
+    of which a token meets ``experts_used``; 0 where there is one unit for all tokens.
     """
 
     family: Family
@@ -47,6 +49,8 @@ class ModelConfig:
     kv_heads: int
     head_width: int
     feed_forward: int
+    experts: int
+    experts_used: int
     vocabulary: int
     context_max: int
     epsilon: float
@@ -70,6 +74,7 @@ class ModelConfig:
             "attention.key_length", HEAD_WIDTH_MAX, default=max(1, width // heads)
         )
         rope_dimensions = keys.integer("rope.dimension_count", HEAD_WIDTH_MAX, default=head_width)
+        experts, experts_used = _experts(gguf, keys, family)
         _check_heads(gguf, keys, heads, kv_heads, head_width, rope_dimensions)
         config = cls(
             family=family,
@@ -78,7 +83,12 @@ class ModelConfig:
             heads=heads,
             kv_heads=kv_heads,
             head_width=head_width,
-            feed_forward=keys.integer("feed_forward_length", FEED_FORWARD_MAX),
+            feed_forward=keys.integer(
+                "expert_feed_forward_length" if experts else "feed_forward_length",
+                FEED_FORWARD_MAX,
+            ),
+            experts=experts,
+            experts_used=experts_used,
             vocabulary=_vocabulary(gguf, keys),
             context_max=keys.integer("context_length", CONTEXT_MAX),
             epsilon=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
@@ -100,10 +110,22 @@ def _family(gguf: GgufFile) -> Family:
             f"architecture {quoted(architecture)} is not supported; "
             f"supported are {', '.join(FAMILIES)}",
         )
-    # Mixtral calls itself llama too; 0 experts are written by some converters.
-    if gguf.metadata.get(f"{architecture}.expert_count", 0) != 0:
-        raise file_unsupported(gguf.path_name, "mixtures of experts are not supported")
     return family
+
+
+def _experts(gguf: GgufFile, keys: ConfigKeys, family: Family) -> tuple[int, int]:
+    """Return how many experts a layer has, and how many of them a token meets."""
+    if family.experts:
+        experts = keys.integer("expert_count", EXPERTS_MAX)
+        return experts, keys.integer("expert_used_count", experts)
+    # Mixtral calls itself llama too; 0 experts are written by some converters.
+    if keys.integer("expert_count", EXPERTS_MAX, default=0, minimum=0):
+        mixtures = ", ".join(other.name for other in FAMILIES.values() if other.experts)
+        raise file_unsupported(
+            gguf.path_name,
+            f"a mixture of experts in {family.name} is not supported; supported in {mixtures}",
+        )
+    return 0, 0
 
 
 def _check_heads(

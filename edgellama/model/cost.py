@@ -57,10 +57,13 @@ def scratch_bytes(config: ModelConfig) -> int:
     tokens = CHUNK_TOKENS_MAX
     attention_width = config.heads * config.head_width
     kv_width = config.kv_heads * config.head_width
+    units = max(1, config.experts_used)  # that a token meets
     # Hidden state in and out, input, norm and sum; with that, queries thrice, mixed, keys and
-    # values, or gate, up, their product, and that again as int8.
+    # values, or gate, up, their product, and that again as int8; of experts what each makes of it.
     attention = 4 * config.width + 4 * attention_width + 2 * kv_width
-    feed_forward = 4 * config.width + 4 * config.feed_forward
+    feed_forward = 4 * config.width + 4 * units * config.feed_forward
+    if config.experts:
+        feed_forward += 2 * units * config.width + 2 * config.experts
     query_scores = (config.heads // config.kv_heads) * config.context_max
     scores = max(query_scores, min(TILE_NUMBERS_MAX, tokens * query_scores))
     largest_matrix = config.width * max(attention_width, config.feed_forward)

@@ -2,12 +2,15 @@
 
 T tokens at positions ``position`` to ``position + T - 1``. What enters and leaves is fp16 with
 an exponent a row (``HiddenRows``); inside the layer everything is float32. Where ``kernels`` record
-their verbs, this is written down once and run as a program.
+their verbs, this is written down once and run as a program. What only some families have is None
+in the weights of the others.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from edgellama.model.weights import GatedUnit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from edgellama.model.config import ModelConfig
     from edgellama.model.weights import LayerWeights
 
+    Numbers = NDArray[np.float32]
+
 
 def decode_layer(
     kernels: Verbs,
@@ -24,7 +29,7 @@ def decode_layer(
     weights: LayerWeights,
     cache: CacheLayer,
     hidden: HiddenRows,
-    turns: NDArray[np.float32],
+    turns: Numbers,
     position: int,
 ) -> HiddenRows:
     """Return the layer's output for T tokens and store their keys and values in ``cache``.
@@ -32,9 +37,24 @@ def decode_layer(
     ``hidden``: [T, width]. ``turns``: float32 [T, 2, head_width // 2], cosines and sines of the
     tokens' positions. Raises edgellama_kernels.NonFinite where a number leaves its range.
     """
-    # Attention                                                                       shape
     x = kernels.expand(hidden)  # [T, width]
     rows = kernels.prepare(kernels.rms_norm(x, weights.attention_norm, config.epsilon))
+    x = _attention(kernels, config, weights, cache, rows, turns, position, x)
+    rows = kernels.prepare(kernels.rms_norm(x, weights.feed_forward_norm, config.epsilon))
+    x = _feed_forward(kernels, config, weights, rows, x)
+    return kernels.shrink(x)
+
+
+def _attention(
+    kernels: Verbs,
+    config: ModelConfig,
+    weights: LayerWeights,
+    cache: CacheLayer,
+    rows: Rows,
+    turns: Numbers,
+    position: int,
+    x: Numbers,
+) -> Numbers:
     queries = _projected(kernels, weights.query, weights.query_bias, rows)
     keys = _projected(kernels, weights.key, weights.key_bias, rows)
     values = _projected(kernels, weights.value, weights.value_bias, rows)
@@ -51,20 +71,29 @@ def decode_layer(
     kernels.store(cache, keys, values, position)
 
     mixed = kernels.attention(queries, cache, position)  # [T, heads * head_width]
-    x = kernels.matmul(weights.attention_output, kernels.prepare(mixed), x)  # [T, width]
-
-    # Feed-forward
-    rows = kernels.prepare(kernels.rms_norm(x, weights.feed_forward_norm, config.epsilon))
-    gate = kernels.matmul(weights.gate, rows)  # [T, feed_forward]
-    up = kernels.matmul(weights.up, rows)  # [T, feed_forward]
-    activated = kernels.prepare(kernels.silu_multiply(gate, up))
-    x = kernels.matmul(weights.down, activated, x)  # [T, width]
-    return kernels.shrink(x)
+    return kernels.matmul(weights.attention_output, kernels.prepare(mixed), x)  # [T, width]
 
 
-def _projected(
-    kernels: Verbs, matrix: PackedMatrix, bias: NDArray[np.float32] | None, rows: Rows
-) -> NDArray[np.float32]:
+def _projected(kernels: Verbs, matrix: PackedMatrix, bias: Numbers | None, rows: Rows) -> Numbers:
     """Return [T, matrix.rows], with the bias of a family that has one."""
     y = kernels.matmul(matrix, rows)
     return y if bias is None else kernels.add(y, bias)
+
+
+def _feed_forward(
+    kernels: Verbs, config: ModelConfig, weights: LayerWeights, rows: Rows, x: Numbers
+) -> Numbers:
+    unit = weights.unit
+    if isinstance(unit, GatedUnit):
+        gate = kernels.matmul(unit.gate, rows)  # [T, feed_forward]
+        up = kernels.matmul(unit.up, rows)  # [T, feed_forward]
+        activated = kernels.prepare(kernels.silu_multiply(gate, up))
+        return kernels.matmul(unit.down, activated, x)  # [T, width]
+
+    logits = kernels.matmul(unit.router, rows)  # [T, experts]
+    routing = kernels.route(logits, config.experts_used)
+    gate = kernels.expert_matmul(unit.gate, rows, routing)  # [T, used, feed_forward]
+    up = kernels.expert_matmul(unit.up, rows, routing)  # [T, used, feed_forward]
+    activated = kernels.prepare(kernels.silu_multiply(gate, up))
+    outputs = kernels.expert_matmul(unit.down, activated, routing)  # [T, used, width]
+    return kernels.mix(outputs, routing, x)  # [T, width]

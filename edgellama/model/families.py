@@ -32,5 +32,6 @@ FAMILIES: Final = {
         Family("llama", neighbours=True),
         Family("qwen2", biases=True),
         Family("qwen3", head_norms=True),
+        Family("qwen3moe", head_norms=True, experts=True),
     )
 }

@@ -72,6 +72,14 @@ def _attention_parts(config: ModelConfig) -> list[Part]:
 
 def _feed_forward_parts(config: ModelConfig) -> list[Part]:
     width, inner = config.width, config.feed_forward
+    if config.experts:
+        return [
+            Part("feed_forward_norm", "ffn_norm.weight", (width,)),
+            Part("router", "ffn_gate_inp.weight", (width, config.experts)),
+            Part("gate", "ffn_gate_exps.weight", (width, inner, config.experts)),
+            Part("up", "ffn_up_exps.weight", (width, inner, config.experts)),
+            Part("down", "ffn_down_exps.weight", (inner, width, config.experts)),
+        ]
     return [
         Part("feed_forward_norm", "ffn_norm.weight", (width,)),
         Part("gate", "ffn_gate.weight", (width, inner)),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from edgellama_kernels import PackedMatrix, WeightKind, packed_bytes
+from edgellama_kernels import PackedExperts, PackedMatrix, WeightKind, packed_bytes
 
 from edgellama.model.gguf_header import file_fault
 from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR
@@ -36,6 +36,23 @@ SLICE_BYTES_MAX = 1 << 20  # raw rows packed at a time: the scratch is a few tim
 GROUP_ROWS = 8  # rows are stored in whole groups of this many
 
 
+class GatedUnit(NamedTuple):
+    """The feed-forward unit that every token meets."""
+
+    gate: PackedMatrix  # feed_forward x width
+    up: PackedMatrix  # feed_forward x width
+    down: PackedMatrix  # width x feed_forward
+
+
+class GatedExperts(NamedTuple):
+    """A mixture of units, of which each token meets some."""
+
+    gate: PackedExperts  # feed_forward x width each
+    up: PackedExperts  # feed_forward x width each
+    down: PackedExperts  # width x feed_forward each
+    router: PackedMatrix  # experts x width
+
+
 @dataclass(frozen=True)
 class LayerWeights:
     """Views into one layer's buffer; ``rows x columns`` in the margin.
@@ -49,9 +66,7 @@ class LayerWeights:
     value: PackedMatrix  # kv_heads * head_width x width
     attention_output: PackedMatrix  # width x heads * head_width
     feed_forward_norm: NDArray[np.float32]  # [width]
-    gate: PackedMatrix  # feed_forward x width
-    up: PackedMatrix  # feed_forward x width
-    down: PackedMatrix  # width x feed_forward
+    unit: GatedUnit | GatedExperts
     query_bias: NDArray[np.float32] | None = None  # [heads * head_width]
     key_bias: NDArray[np.float32] | None = None  # [kv_heads * head_width]
     value_bias: NDArray[np.float32] | None = None  # [kv_heads * head_width]
@@ -67,7 +82,18 @@ class LayerWeights:
         Of ``gguf`` the header alone is read. ``buffer``: uint8 [layer_bytes(...)], may be
         read-only. Raises ModelFileError where its size is not that.
         """
-        return cls(**_views(gguf, _layer_sections(gguf, config, layer), buffer))
+        views = _views(gguf, _layer_sections(gguf, config, layer), buffer)
+        unit = {name: views.pop(name) for name in GatedExperts._fields if name in views}
+        return cls(unit=GatedExperts(**unit) if config.experts else GatedUnit(**unit), **views)
+
+    def matrices(self) -> dict[str, PackedMatrix | PackedExperts]:
+        """Return all matrices by the ``field`` of their part."""
+        parts = vars(self) | self.unit._asdict()
+        return {
+            name: part
+            for name, part in parts.items()
+            if isinstance(part, PackedMatrix | PackedExperts)
+        }
 
 
 @dataclass(frozen=True)
@@ -130,13 +156,17 @@ def needed_tensors(gguf: GgufFile, config: ModelConfig, span: Span, home: bool) 
 
 
 class _Section(NamedTuple):
-    """Where a part lies in a buffer; ``kind`` is None for a vector of ``columns`` float32."""
+    """Where a part lies in a buffer; ``kind`` is None for a vector of ``columns`` float32.
+
+    ``experts``: how many matrices of ``rows`` by ``columns`` lie there, 0 for a single one.
+    """
 
     field: str
     tensor: str
     kind: WeightKind | None
     rows: int
     columns: int
+    experts: int
     offset: int
     bytes: int
     rotated: bool
@@ -157,15 +187,14 @@ def _sections(gguf: GgufFile, parts: Iterable[Part]) -> list[_Section]:
     sections = []
     offset = 0
     for part in parts:
-        columns = part.shape[0]
-        if len(part.shape) == 1:
-            kind, rows, size = None, 1, 4 * columns
-        else:
-            kind, rows = WeightKind(gguf.tensors[part.name].kind_name), part.shape[1]
-            size = packed_bytes(kind, rows, columns)
-        sections.append(
-            _Section(part.field, part.name, kind, rows, columns, offset, size, part.rotated)
-        )
+        columns, *more = part.shape
+        rows, experts = (*more, 0, 0)[:2]
+        kind, size = None, 4 * columns
+        if more:
+            kind = WeightKind(gguf.tensors[part.name].kind_name)
+            size = max(1, experts) * packed_bytes(kind, rows, columns)
+        lies = (offset, size, part.rotated)
+        sections.append(_Section(part.field, part.name, kind, rows, columns, experts, *lies))
         offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return sections
 
@@ -194,10 +223,13 @@ def _views(
     }
 
 
-def _matrix(section: _Section, buffer: NDArray[np.uint8]) -> PackedMatrix:
+def _matrix(section: _Section, buffer: NDArray[np.uint8]) -> PackedMatrix | PackedExperts:
     assert section.kind is not None
     view = buffer[section.offset : section.offset + section.bytes]
-    return PackedMatrix(section.kind, section.rows, section.columns, view)
+    shape = (section.rows, section.columns)
+    if section.experts:
+        return PackedExperts(section.kind, section.experts, *shape, view)
+    return PackedMatrix(section.kind, *shape, view)
 
 
 def _vector(section: _Section, buffer: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -214,7 +246,7 @@ def _pack(
         if section.kind is None:
             _pack_vector(gguf, config, section, buffer)
         else:
-            _pack_matrix(gguf, config, section, buffer)
+            _pack_matrices(gguf, config, section, buffer)
 
 
 def _pack_vector(
@@ -229,10 +261,21 @@ def _pack_vector(
         raise file_fault(gguf.path_name, f"tensor {section.tensor} is not finite")
 
 
-def _pack_matrix(
+def _pack_matrices(
     gguf: GgufFile, config: ModelConfig, section: _Section, buffer: NDArray[np.uint8]
 ) -> None:
-    matrix = _matrix(section, buffer)
+    packed = _matrix(section, buffer)
+    if isinstance(packed, PackedMatrix):
+        _pack_matrix(gguf, config, section, packed, 0)
+        return
+    for number in range(packed.count):
+        _pack_matrix(gguf, config, section, packed.expert(number), number * packed.rows)
+
+
+def _pack_matrix(
+    gguf: GgufFile, config: ModelConfig, section: _Section, matrix: PackedMatrix, start: int
+) -> None:
+    """Pack the rows of a tensor that begin with row ``start``."""
     row_bytes = gguf.tensors[section.tensor].row_bytes
     step = max(GROUP_ROWS, SLICE_BYTES_MAX // row_bytes // GROUP_ROWS * GROUP_ROWS)
     for first in range(0, section.rows, step):
@@ -241,7 +284,7 @@ def _pack_matrix(
             rows = gguf.tensor_rows(section.tensor, 0, section.rows)
             raw = rows[kernel_order(np.arange(first, past), config)]
         else:
-            raw = gguf.tensor_rows(section.tensor, first, past)
+            raw = gguf.tensor_rows(section.tensor, start + first, start + past)
         matrix.store_rows(first, raw)
         if not _all_finite(matrix, slice(first // GROUP_ROWS, -(-past // GROUP_ROWS))):
             raise file_fault(gguf.path_name, f"tensor {section.tensor} is not finite")

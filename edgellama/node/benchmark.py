@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import edgellama_kernels
-from edgellama_kernels import BackendUnavailable, warming
+from edgellama_kernels import BackendUnavailable, PackedExperts, warming
 
 from edgellama.errors import MisuseError
 from edgellama.model.head import Head
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edgellama_kernels.bandwidth import MemoryReader
 
     from edgellama.node.engine import LoadedSpan
+
+    Matrix = PackedMatrix | PackedExperts
 
 PROMPT_TOKENS: Final = (128, 512)
 ANSWER_TOKENS: Final = 64
@@ -121,20 +123,16 @@ class _Model:
         ]
         self._vocabulary = config.vocabulary
         self._in_layers = [
-            matrix
-            for layer in loaded.layers
-            for matrix in (
-                *(layer.query, layer.key, layer.value, layer.attention_output),
-                *(layer.gate, layer.up, layer.down),
-            )
+            matrix for layer in loaded.layers for matrix in layer.matrices().values()
         ]
+        self._experts_used = config.experts_used
         self._output = loaded.home.output
 
     def prompt_row(self, count: int) -> BenchRow:
         """Measure reading a prompt, up to the logits of its last token."""
         self._pass(min(count, SLICE_TOKENS), 0)
         seconds = [self._timed(lambda: self._pass(count, 0)) for _ in range(REPETITIONS)]
-        operations = 2 * (count * _weights(self._in_layers) + _weights([self._output]))
+        operations = 2 * (count * self._weights(self._in_layers) + self._weights([self._output]))
         median = statistics.median(seconds)
         return BenchRow(
             f"pp{count}", self._kernels.threads, count / median, operations / median / 1e9
@@ -143,7 +141,12 @@ class _Model:
     def answer_row(self) -> BenchRow:
         """Measure writing an answer, with a look at the bandwidth between every few tokens."""
         read = [*self._in_layers, self._output]
-        token_bytes = sum(matrix.buffer.nbytes for matrix in read)
+        token_bytes = sum(
+            self._experts_used * matrix.bytes_each
+            if isinstance(matrix, PackedExperts)
+            else matrix.buffer.nbytes
+            for matrix in read
+        )
         reader = _memory_reader(read, self._kernels.threads)
         rates, bandwidths, ratios = [], [], []
         for _ in range(REPETITIONS):
@@ -161,7 +164,7 @@ class _Model:
             f"tg{ANSWER_TOKENS}",
             self._kernels.threads,
             rate,
-            2 * rate * _weights(read) / 1e9,
+            2 * rate * self._weights(read) / 1e9,
             token_bytes,
             statistics.median(bandwidths) or None,
             statistics.median(ratios) or None,
@@ -183,6 +186,15 @@ class _Model:
             hidden = stage.forward(SESSION, hidden, position)
         self._head.logits(take_rows(hidden, count - 1, count))
 
+    def _weights(self, matrices: Sequence[Matrix]) -> int:
+        """Return how many weights a token meets."""
+        return sum(
+            (self._experts_used if isinstance(matrix, PackedExperts) else 1)
+            * matrix.rows
+            * matrix.columns
+            for matrix in matrices
+        )
+
     @staticmethod
     def _timed(call: Callable[[], None]) -> float:
         started_s = time.perf_counter()
@@ -190,11 +202,7 @@ class _Model:
         return time.perf_counter() - started_s
 
 
-def _weights(matrices: Sequence[PackedMatrix]) -> int:
-    return sum(matrix.rows * matrix.columns for matrix in matrices)
-
-
-def _memory_reader(matrices: Sequence[PackedMatrix], threads: int) -> MemoryReader | None:
+def _memory_reader(matrices: Sequence[Matrix], threads: int) -> MemoryReader | None:
     """Return what reads these weights; None where nothing is compiled that could."""
     try:
         from edgellama_kernels.bandwidth import MemoryReader

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from edgellama_kernels import PackedExperts
 
 from edgellama.errors import MisuseError
 from edgellama.model.head import Head
@@ -20,7 +21,7 @@ from edgellama.model.tensor_parts import layer_parts, layer_tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgellama_kernels import Kernels, PackedMatrix, Rows
+    from edgellama_kernels import Kernels, PackedMatrix, Routing, Rows
     from numpy.typing import NDArray
 
     from edgellama.node.engine import LoadedSpan
@@ -46,11 +47,21 @@ class _Observer:
     def matmul(
         self, matrix: PackedMatrix, rows: Rows, residual: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        squares = np.square(rows.values, dtype=np.float64).sum(axis=0)
-        key = matrix.address
-        self.squares[key] = self.squares.get(key, 0.0) + squares
-        self.rows[key] = self.rows.get(key, 0) + len(rows.values)
+        self._note(matrix.address, rows.values)
         return self._kernels.matmul(matrix, rows, residual)
+
+    def expert_matmul(
+        self, experts: PackedExperts, rows: Rows, routing: Routing
+    ) -> NDArray[np.float32]:
+        # All experts of a layer are one tensor, whose columns count as they do on the whole.
+        self._note(experts.first.address, rows.values)
+        return self._kernels.expert_matmul(experts, rows, routing)
+
+    def _note(self, key: int, values: NDArray[np.float32]) -> None:
+        values = values.reshape(-1, values.shape[-1])
+        squares = np.square(values, dtype=np.float64).sum(axis=0)
+        self.squares[key] = self.squares.get(key, 0.0) + squares
+        self.rows[key] = self.rows.get(key, 0) + len(values)
 
 
 def importance_of(
@@ -75,11 +86,11 @@ def importance_of(
     for done, chunk in enumerate(chunks):
         progress(done, len(chunks))
         chunk_nll(stage, head, chunk)
-    shares = {
-        name: _share(observer.squares[matrix.address] / observer.rows[matrix.address])
-        for name, matrix in _matrices(loaded).items()
-        if matrix.address in observer.squares
-    }
+    shares = {}
+    for name, matrix in _matrices(loaded).items():
+        key = (matrix.first if isinstance(matrix, PackedExperts) else matrix).address
+        if key in observer.squares:
+            shares[name] = _share(observer.squares[key] / observer.rows[key])
     embedding = "token_embd.weight"
     if embedding in shares:
         # It is used twice, and as the embedding each of its columns counts alike.
@@ -94,13 +105,14 @@ def _share(squares: NDArray[np.float64]) -> NDArray[np.float32]:
     return ((squares / mean + LEAST_SHARE) / (1 + LEAST_SHARE)).astype(np.float32)
 
 
-def _matrices(loaded: LoadedSpan) -> dict[str, PackedMatrix]:
+def _matrices(loaded: LoadedSpan) -> dict[str, PackedMatrix | PackedExperts]:
     """Return the matrices by the name of their tensor; the tied output by the embedding's."""
     assert loaded.home is not None
     output = "token_embd.weight" if loaded.config.tied_output else "output.weight"
-    matrices = {output: loaded.home.output}
+    matrices: dict[str, PackedMatrix | PackedExperts] = {output: loaded.home.output}
     for layer, weights in zip(range(*loaded.span), loaded.layers, strict=True):
+        own = weights.matrices()
         for part in layer_parts(loaded.config):
-            if len(part.shape) > 1:
-                matrices[layer_tensor(layer, part.name)] = getattr(weights, part.field)
+            if part.field in own:
+                matrices[layer_tensor(layer, part.name)] = own[part.field]
     return matrices

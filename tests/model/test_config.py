@@ -43,6 +43,8 @@ def test_everything_is_read(tmp_path: Path) -> None:
         kv_heads=2,
         head_width=16,
         feed_forward=40,
+        experts=0,
+        experts_used=0,
         vocabulary=12,
         context_max=512,
         epsilon=float(np.float32(1e-5)),
@@ -135,7 +137,9 @@ def test_missing_keys_are_named_unless_they_have_a_default(tmp_path: Path, key: 
         ("rope.scaling.factor", 0.0, ModelFileError, "factor is 0.0"),
         ("vocab_size", 13, ModelFileError, "12 rows for a vocabulary of 13 tokens"),
         ("context_length", 0, ModelFileError, "context_length is 0"),
-        ("expert_count", 8, UnsupportedModelError, "experts"),
+        ("expert_count", 8, UnsupportedModelError, "mixture of experts in llama.*qwen3moe"),
+        ("expert_count", 1025, ModelFileError, "expert_count is 1025, not within 0 to 1024"),
+        ("expert_count", "two", ModelFileError, "expert_count holds a value of type str"),
     ],
 )
 def test_a_wrong_key_is_named(

@@ -22,6 +22,7 @@ SHAPES = [
     "tiny-llama-3.1",
     "tiny-qwen2",
     "tiny-qwen3",
+    "tiny-qwen3moe",
 ]
 TOKENS = [number * 37 % 500 for number in range(150)]  # in the third tile of attention
 

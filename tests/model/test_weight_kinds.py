@@ -119,7 +119,8 @@ def test_a_mixture_is_packed_and_counted_type_by_type(tmp_path: Path) -> None:
     wanted = gguf.quants.dequantize(embedding.data, embedding.tensor_type)
     np.testing.assert_array_equal(model.home.embedding.dequantized_rows(range(40)), wanted)
     assert model.home.output is model.home.embedding
-    kinds = [model.layers[0].key.kind, model.layers[0].value.kind, model.layers[0].up.kind]
+    layer = model.layers[0]
+    kinds = [layer.key.kind, layer.value.kind, layer.unit.up.kind]
     assert kinds == [WeightKind.Q5_0, WeightKind.Q6_K, WeightKind.Q4_K]
     bits = {"Q5_0": 5.5, "Q6_K": 6.5625, "Q4_K": 4.625}
     wanted_bytes = sum(

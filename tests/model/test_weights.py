@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import edgellama_kernels
 import gguf
@@ -59,6 +59,10 @@ def small_file(folder: Path, kind_name: str = "F32", tied: bool = False) -> Path
     return gguf_writing.quantized_copy(path, folder / f"{kind_name}-{tied}.gguf", kind_name)
 
 
+def part_of(weights: LayerWeights, field: str) -> Any:
+    return weights.matrices().get(field) or getattr(weights, field)
+
+
 def values(matrix: PackedMatrix) -> NDArray[np.float32]:
     return matrix.dequantized_rows(np.arange(matrix.rows))
 
@@ -82,10 +86,12 @@ def test_every_value_of_the_file_is_in_its_place(tmp_path: Path, kind_name: str)
             wanted = expected[f"blk.{layer}.{name}.weight"]
             if name in ("attn_q", "attn_k"):
                 wanted = half_split(wanted, SHAPE.head_width)
-            packed = getattr(weights, field)
+            packed = part_of(weights, field)
             got = packed if name.endswith("norm") else values(packed)
             np.testing.assert_array_equal(got, wanted, err_msg=f"{layer} {name}")
-    assert model.layers[0].down.kind.value == ("F32" if kind_name.startswith("Q") else kind_name)
+    assert model.layers[0].unit.down.kind.value == (
+        "F32" if kind_name.startswith("Q") else kind_name
+    )
     np.testing.assert_array_equal(values(model.home.embedding), expected["token_embd.weight"])
     np.testing.assert_array_equal(values(model.home.output), expected["output.weight"])
     np.testing.assert_array_equal(model.home.output_norm, expected["output_norm.weight"])
@@ -123,7 +129,7 @@ def test_views_over_a_read_only_map_share_its_memory(tmp_path: Path) -> None:
     mapped = np.memmap(path, np.uint8, "r")
     weights = LayerWeights.over(file, config, 0, mapped)
     for field, name in FIELDS.items():
-        part = getattr(weights, field)
+        part = part_of(weights, field)
         array = part if name.endswith("norm") else part.buffer
         assert np.shares_memory(array, mapped)
         assert not array.flags.writeable
@@ -155,7 +161,9 @@ def test_sizes_and_views_need_the_header_alone(tmp_path: Path) -> None:
     buffer = np.zeros(layer_bytes(header, config, 0), np.uint8)
     pack_layer(whole, config, 0, buffer)
     weights = LayerWeights.over(header, config, 0, buffer)
-    np.testing.assert_array_equal(values(weights.up), values(packed_model(path).layers[0].up))
+    np.testing.assert_array_equal(
+        values(weights.unit.up), values(packed_model(path).layers[0].unit.up)
+    )
     with pytest.raises(ModelFileError, match="not here"):
         pack_layer(header, config, 0, buffer)
 
