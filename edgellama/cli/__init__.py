@@ -15,6 +15,7 @@ from edgellama.errors import EXIT_FAILED, EXIT_MISUSE, EdgellamaError
 VERBS = (
     "join",
     "ask",
+    "chat",
     "status",
     "invite",
     "devices",

@@ -87,6 +87,11 @@ class StatePaths:
         """Where the node that runs on this device can be asked."""
         return self.state / "run.json"
 
+    @property
+    def typed(self) -> Path:
+        """What was typed in conversations, for the arrow keys."""
+        return self.state / "typed.jsonl"
+
     def make(self) -> None:
         """Make the folders and try that they can be written; EdgellamaError where not."""
         for folder in (self.state, self.cache, self.data):

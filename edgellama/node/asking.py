@@ -80,7 +80,7 @@ class MeshAsker:
         order = AnswerOrder()
         is_over = False
         try:
-            while not is_over:
+            while not is_over and self._reach(stop):
                 self._guest.send(replace(ask, tokens=tuple(order.tokens)))
                 self._guest.send(StatusQuery(secrets.randbits(64)))
                 try:
@@ -90,7 +90,6 @@ class MeshAsker:
                             ask = with_turns_kept(ask, message.turns_kept)
                         yield message
                 except GatewayLostError:
-                    self._guest.reconnect(self._members)
                     order = AnswerOrder(order.tokens)
                 else:
                     return
@@ -101,11 +100,19 @@ class MeshAsker:
     def status(self) -> StatusReply:
         """Return how the mesh stands; raises NoMeshError when no member says."""
         query = StatusQuery(secrets.randbits(64))
-        self._guest.send(query)
-        for message in self._guest.messages(STATUS_WAIT_S):
-            if isinstance(message, StatusReply) and message.request == query.request:
-                return message
+        while self._reach():
+            self._guest.send(query)
+            try:
+                for message in self._guest.messages(STATUS_WAIT_S):
+                    if isinstance(message, StatusReply) and message.request == query.request:
+                        return message
+            except GatewayLostError:
+                continue
         raise NoMeshError("no device of a mesh answered")
+
+    def _reach(self, stop: Event | None = None) -> bool:
+        """Return whether there is a member to ask, another one where the last has gone."""
+        return self._guest.is_connected or self._guest.reconnect(self._members, stop)
 
     def close(self) -> None:
         """Say goodbye."""

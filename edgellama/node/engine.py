@@ -134,7 +134,7 @@ class Engine:
             raise EdgellamaError("this device is not home any more; ask again")
         is_templated = self._template is not None and not ask.raw
         if ask.system and not is_templated:
-            raise MisuseError("--system needs a model with a chat template")
+            raise MisuseError("a system text needs a model with a chat template")
         # An answer that goes on has the prompt that it had, whatever the context is now.
         tokens, turns_kept = fitting(
             lambda history: self._tokens_after(ask, history),

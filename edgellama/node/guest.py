@@ -107,19 +107,27 @@ class Guest:
             if discovery is not None:
                 discovery.close()
 
-    def reconnect(self, others: Sequence[Address]) -> None:
+    def reconnect(self, others: Sequence[Address], stop: threading.Event | None = None) -> bool:
         """Find another member at these addresses, or any by mDNS, when the one asked is gone.
 
-        Raises GatewayLostError when none answers within RECONNECT_WAIT_S.
+        Returns False when ``stop`` is set before. Raises GatewayLostError when none answers within
+        RECONNECT_WAIT_S.
         """
         deadline_s = time.monotonic() + RECONNECT_WAIT_S
         while time.monotonic() < deadline_s:
+            if stop is not None and stop.is_set():
+                return False
             try:
                 self.connect([], others, mdns=True)
             except NoMeshError:
                 continue
-            return
+            return True
         raise GatewayLostError("the device that was asked is gone, and no other one answers")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the member that is asked has not gone, as far as ``messages`` have told."""
+        return self._gateway in self._members
 
     def send(self, message: Message) -> None:
         """Send a message to the member that this guest is connected to."""

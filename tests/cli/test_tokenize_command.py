@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,18 +35,6 @@ def run(*arguments: str) -> int:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return gguf_writing.random_model(tmp_path / "model.gguf")
-
-
-def with_template(source: Path, template: str) -> Path:
-    """Write the model again with a chat template, its length such that all offsets stay."""
-    raw = source.read_bytes()
-    name, keys = "tokenizer.chat_template", struct.unpack_from("<Q", raw, 16)[0]
-    missing = -(len(gguf_writing.key(name, 8, gguf_writing.string(template))) + 4) % 32
-    added = gguf_writing.key(name, 8, gguf_writing.string(template + "{#" + " " * missing + "#}"))
-    assert len(added) % 32 == 0
-    target = source.with_name("chat.gguf")
-    target.write_bytes(raw[:16] + struct.pack("<Q", keys + 1) + added + raw[24:])
-    return target
 
 
 def test_ids_on_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +106,7 @@ def prompt_tokens(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[i
 def test_ask_puts_the_prompt_into_the_template(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat = str(with_template(model, TEMPLATE))
+    chat = str(gguf_writing.with_template(model, TEMPLATE))
     tokenizer = Tokenizer.from_gguf(chat)
     asked = prompt_tokens(capsys, "hi", "--model", chat)
     assert asked == tokenizer.encode("<s><user>hi</s><assistant>", parse_special=True)
@@ -142,7 +129,7 @@ def test_a_model_without_a_template_continues_the_prompt(
 @pytest.mark.parametrize(
     ("template", "arguments", "code", "said"),
     [
-        (None, ["--system", "x"], 2, "--system needs a model with a chat template"),
+        (None, ["--system", "x"], 2, "a system text needs a model with a chat template"),
         (TEMPLATE, ["--system", "x", "--raw"], 2, "which --raw leaves out"),
         (TEMPLATE, ["--system", "x" * 70_000], 2, "longer than 65536 characters"),
         (TEMPLATE, ["--system", "\udce9"], 2, "--system is not UTF-8 text"),
@@ -164,7 +151,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(
     code: int,
     said: str,
 ) -> None:
-    path = model if template is None else with_template(model, template)
+    path = model if template is None else gguf_writing.with_template(model, template)
     options = ["--model", str(path), "--backend", "numpy", "-n", "1"]
     assert run("ask", "hi", *options, *arguments) == code
     shown = capsys.readouterr()
