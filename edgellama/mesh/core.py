@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edgellama_kernels import HiddenRows
 
@@ -18,6 +18,7 @@ from edgellama.mesh.effects import (
     PromptTokens,
     StageJob,
     ToAsker,
+    TokenCame,
     TokenizeJob,
 )
 from edgellama.mesh.gateway import Gateway
@@ -25,6 +26,7 @@ from edgellama.mesh.home import Home
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
+from edgellama.mesh.transfer_pace import DecodeDelay, LeastOfLate
 from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId, Span
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.messages import (
@@ -50,11 +52,16 @@ from edgellama.wire.messages import (
     StepFailed,
     StepNeeded,
     StepStale,
+    TokenTook,
     decode,
 )
+from edgellama.wire.weight_messages import TRIP_US_MAX
 
 if TYPE_CHECKING:
     from edgellama.mesh.home_session import Vocabulary
+
+
+TELL_TRIP_S: Final = 0.1  # often enough to see a queue grow, seldom beside all other packets
 
 
 class Surroundings(Protocol):
@@ -90,10 +97,13 @@ class MeshNode:
             me.node, self._outbox, lambda: surroundings.counters(None), self._peer_reads_lz4
         )
         self.home = Home(
-            me.node, self._outbox, self.stage, self._home_replies, self.membership.name
+            *(me.node, self._outbox, self.stage, self._home_replies, self.membership.name),
+            self._token_took,
         )
         self.gateway = Gateway(self._answer, self._hand_over)
         self._now = 0.0  # of the event that is being handled, for replies within it
+        self._least_trip = LeastOfLate()
+        self._told_trip_at = 0.0
 
     def effects(self) -> list[Effect]:
         """Return what is to be done since the last call."""
@@ -258,6 +268,9 @@ class MeshNode:
                     self._outbox.send(node, Cancel(message.request))
             case CloseSession():
                 self.stage.close(node, message)
+            case TokenTook():
+                delay = DecodeDelay(message.trip_us / 1e6, message.least_us / 1e6)
+                self._outbox.put(TokenCame(delay))
             case NewKey():
                 self._outbox.put(Administer(node, message))
             case _:
@@ -307,6 +320,7 @@ class MeshNode:
         facts = self.planning.active_facts
         assert plan is not None
         assert facts is not None
+        self._least_trip = LeastOfLate()
         self.stage.follow(plan, facts.width)
         self.home.follow(plan, self._surroundings.vocabulary(), self._now)
         self.gateway.follow(plan)
@@ -319,6 +333,16 @@ class MeshNode:
                 self.stage.failed(job, str(error))
         elif not isinstance(job, StageJob):
             self.home.fail(job.session, error, self._now)
+
+    def _token_took(self, trip_s: float) -> None:
+        """Take note of a token's way round the ring; tell those who may be loading meanwhile."""
+        delay = DecodeDelay(trip_s, self._least_trip.take(trip_s, self._now))
+        self._outbox.put(TokenCame(delay))
+        if self.planning.is_changing and self._now >= self._told_trip_at + TELL_TRIP_S:
+            self._told_trip_at = self._now
+            told = TokenTook(*(min(round(each * 1e6), TRIP_US_MAX) for each in delay))
+            for node in self.membership.connected():
+                self._outbox.send(node, told)
 
     def _peer_reads_lz4(self, node: NodeId) -> bool:
         record = self.membership.record(node)

@@ -12,6 +12,7 @@ from edgellama.link.endpoint import Priority
 
 if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
+    from edgellama.mesh.transfer_pace import DecodeDelay
     from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
     from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
     from edgellama.wire.messages import Ask, Message
@@ -60,6 +61,13 @@ class Tell:
     """A line that a person would want to know: joined, left, replanned."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class TokenCame:
+    """A token has gone round the ring; weights on their way shall not make the next one slower."""
+
+    delay: DecodeDelay
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,18 @@ class Run:
     job: Job
 
 
-Effect = Send | Dial | LoadPlan | DropEpochsBefore | ToAsker | Tell | Administer | GiveUp | Run
+Effect = (
+    Send
+    | Dial
+    | LoadPlan
+    | DropEpochsBefore
+    | ToAsker
+    | Tell
+    | TokenCame
+    | Administer
+    | GiveUp
+    | Run
+)
 
 JobResult = PromptTokens | HiddenRows | int | None
 

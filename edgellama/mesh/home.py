@@ -57,12 +57,14 @@ class Home:
         stage: StageRole,
         reply: Callable[[NodeId, Piece | Finished | Failure], None],
         name: Callable[[NodeId], str],
+        token_took: Callable[[float], None],
     ) -> None:
         self._me = me
         self._outbox = outbox
         self._stage = stage
         self._reply = reply
         self._name = name
+        self._token_took = token_took
         self._plan: Plan | None = None
         self._vocabulary: Vocabulary | None = None
         self._sessions: dict[int, Session] = {}  # by session id, so in the order of asking
@@ -166,8 +168,10 @@ class Home:
         if session.state != RUNNING or session.returned.pop(step.position, None) is None:
             return
         if step.wanted == 0:
-            self._feed(session)
+            self._feed(session, now)
             return
+        if step.count == 1:
+            self._token_took(now - session.fed_at)
         try:
             self._make_token(session, self._stage.last_row(step))
         except WireError as error:
@@ -193,7 +197,7 @@ class Home:
         if len(session.generated) >= session.ask.tokens_max or session.known >= self._plan.context:
             self._begin_close(session, "length", now)
         else:
-            self._feed(session)
+            self._feed(session, now)
 
     def fail(self, session_id: int, error: EdgellamaError, now: float) -> None:
         """End an answer with an error."""
@@ -269,16 +273,16 @@ class Home:
             if len(session.generated) >= session.ask.tokens_max or session.known >= plan.context:
                 self._begin_close(session, "length", now)
             else:
-                self._feed(session)
+                self._feed(session, now)
 
-    def _feed(self, session: Session) -> None:
+    def _feed(self, session: Session, now: float) -> None:
         """Send known tokens that the ring has not seen, a few chunks at a time."""
         plan = self._plan
         assert plan is not None
         while session.fed < session.known and len(session.returned) < steps_under_way_max(plan):
             first = session.fed
             past = min(first + PREFILL_CHUNK_TOKENS, session.known)
-            session.fed = past
+            session.fed, session.fed_at = past, now
             session.returned[first] = past - first
             wanted = 1 if past == session.known else 0
             self._stage.run_home(session.id, first, session.tokens(first, past), wanted)

@@ -47,6 +47,7 @@ class Session:
     generated: list[int] = field(default_factory=list)
     stream: TextStream | None = None
     fed: int = 0  # positions given to the ring
+    fed_at: float = 0.0  # when the last of them were
     returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
     started_at: float = 0.0
     first_token_at: float = 0.0

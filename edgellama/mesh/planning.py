@@ -85,6 +85,11 @@ class Planning:
         """Why no plan can be made, for a person; empty while news of members settle."""
         return self._trouble if self.next_timer() is None else ""
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a greater plan than the one in force here is being loaded somewhere."""
+        return self._greatest is not None and self._greatest != self._active
+
     def could_be_home(self) -> bool:
         """Return whether this node is home under the plan in force or the next one."""
         return any(plan and plan.home == self._me for plan in (self._active, self._greatest))

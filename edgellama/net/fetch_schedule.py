@@ -96,7 +96,9 @@ class FetchSchedule:
         if not len(available):
             state.fault = "does not have the model"
 
-    def take(self, source: WeightSource, now: float) -> Batch | None:
+    def take(
+        self, source: WeightSource, now: float, chunks_max: int = CHUNKS_PER_REQUEST_MAX
+    ) -> Batch | None:
         """Take neighbouring chunks that the source shall give off the list; None: nothing now."""
         state = self._states[source]
         gives = self._giving(state, now)
@@ -105,7 +107,7 @@ class FetchSchedule:
             return None
         batch = [self._wanted[start]]
         anyway = source.original and batch[0] in self._given_at
-        for index in self._wanted[start + 1 : start + CHUNKS_PER_REQUEST_MAX]:
+        for index in self._wanted[start + 1 : start + chunks_max]:
             same = (source.original and index in self._given_at) == anyway
             if index != batch[-1] + 1 or not same or not gives(index):
                 break

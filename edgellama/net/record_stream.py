@@ -14,9 +14,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import TransferError
+from edgellama.net.throttle import PIECE_BYTES
 from edgellama.wire.noise import TAG_BYTES, Cipher
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgellama.net.throttle import Throttle
     from edgellama.wire.noise import TransportKeys
 
 RECORD_BYTES_MAX: Final = 1 << 16
@@ -42,6 +46,7 @@ class RecordStream:
         self._connection = connection
         self._sealing: _Sequence | None = None
         self._opening: _Sequence | None = None
+        self.throttle: Throttle | None = None  # of what is sent
         _tune(connection)
 
     def close(self) -> None:
@@ -103,9 +108,23 @@ class RecordStream:
     def _send(self, data: bytes) -> None:
         try:
             self._connection.settimeout(self.timeout_s)
-            self._connection.sendall(data)
+            for piece in self._pieces(data):
+                self._connection.sendall(piece)
         except OSError as error:
             raise TransferError(self._trouble(error)) from error
+
+    def _pieces(self, data: bytes) -> Iterator[memoryview | bytes]:
+        """Give what may be sent, piece by piece when it may."""
+        if self.throttle is None or len(data) <= PIECE_BYTES:
+            yield data
+            return
+        view = memoryview(data)
+        while view:
+            # Where nothing limits it, one call sends all the rest.
+            piece = view[:PIECE_BYTES] if self.throttle.is_limited() else view
+            self.throttle.passed(len(piece))
+            yield piece
+            view = view[len(piece) :]
 
     def _receive_exactly(self, count: int, past_s: float) -> bytearray:
         data = bytearray(count)

@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgellama.net.throttle import Throttle
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -44,6 +46,7 @@ class Supply:
     cancelled: threading.Event = field(default_factory=threading.Event)
     tell: Callable[[str], None] = _silent
     distrusted: set[WeightSource] = field(default_factory=set)
+    throttle: Throttle = field(default_factory=Throttle)
 
     def trusted(self) -> list[WeightSource]:
         """Return the sources that may be asked, each once."""

@@ -166,7 +166,8 @@ class _Fetch:
     def _next_source(self) -> WeightSource | None:
         """Wait until there is a source to connect to; None when there will be none any more."""
         with self._news:
-            while not self._stopping and self._schedule.left:
+            cancelled = self._supply.cancelled
+            while not (self._stopping or cancelled.is_set()) and self._schedule.left:
                 now = time.monotonic()
                 source = self._schedule.choose(now)
                 if source is not None:
@@ -185,15 +186,27 @@ class _Fetch:
                 with self._news:
                     self._schedule.surveyed(source, available, time.monotonic())
                     self._news.notify_all()
-                while (batch := self._take(source)) is not None:
-                    self._fetch_batch(connection, source, batch)
+                while self._fetch_some(connection, source):
+                    pass
             finally:
                 with self._news:
                     self._open.discard(connection)
 
-    def _take(self, source: WeightSource) -> Batch | None:
-        with self._news:
-            return None if self._stopping else self._schedule.take(source, time.monotonic())
+    def _fetch_some(self, connection: SourceConnection, source: WeightSource) -> bool:
+        """Fetch a batch as soon as answers leave room for it; False: the source has no more."""
+        throttle = self._supply.throttle
+        throttle.hold(self._supply.cancelled)
+        if self._supply.cancelled.is_set():
+            return False
+        with throttle.turn():
+            chunks_max = 1 if throttle.is_limited() else CHUNKS_PER_REQUEST_MAX
+            with self._news:
+                now = time.monotonic()
+                batch = None if self._stopping else self._schedule.take(source, now, chunks_max)
+            if batch is None:
+                return False
+            self._fetch_batch(connection, source, batch)
+        return True
 
     def _fetch_batch(
         self, connection: SourceConnection, source: WeightSource, batch: Batch
@@ -209,6 +222,7 @@ class _Fetch:
                 if not self._stored.write_chunk(index, data):
                     raise RefusedError(f"sent a wrong chunk {index}")
                 left.remove(index)
+                self._supply.throttle.passed(len(data))
                 with self._news:
                     self._schedule.arrived(source)
                     self.done_bytes += len(data)

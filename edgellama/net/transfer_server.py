@@ -13,6 +13,7 @@ from edgellama.errors import NetworkError, TransferError
 from edgellama.net.given_chunks import GivenChunks
 from edgellama.net.pairing import PAIRING_GREETING, PAIRING_TIMEOUT_S
 from edgellama.net.record_stream import RecordStream, RefusedError
+from edgellama.net.throttle import Throttle
 from edgellama.net.transfer_protocol import (
     ABSENT,
     ASKS_FOR_CHUNKS,
@@ -41,10 +42,10 @@ _ACCEPT_RETRY_S: Final = 0.05  # so that a lack of file descriptors is no busy l
 class WeightServer:
     """Listens at ``host`` and ``port``, or a free port when that one is taken, until ``close``.
 
-    ``lookup`` gives what can be served of a root, from any thread. ``admit`` takes over a
-    connection of a device that wants to join, and may raise TransferError. More than
-    CONNECTIONS_MAX clients wait in the system's queue; junk, silence and clients of another mesh
-    are cut off without a word. Raises NetworkError when nothing can be listened at.
+    ``lookup`` gives what can be served of a root, from any thread; ``throttle`` holds it back.
+    ``admit`` takes over a connection of a device that wants to join, and may raise TransferError.
+    More than CONNECTIONS_MAX clients wait in the system's queue; junk, silence and clients of
+    another mesh are cut off without a word. Raises NetworkError when nothing can be listened at.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class WeightServer:
         admit: Callable[[RecordStream], None] | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         message_timeout_s: float = MESSAGE_TIMEOUT_S,
+        throttle: Throttle | None = None,
     ) -> None:
         self.mesh_key = mesh_key  # for clients that come from now on
         self._admit = admit
+        self._throttle = throttle or Throttle()
         self._lookup = lookup
         self._hello_timeout_s = hello_timeout_s
         self._message_timeout_s = message_timeout_s
@@ -141,6 +144,7 @@ class WeightServer:
     def _serve_member(self, stream: RecordStream) -> None:
         answer_greeting(stream, self.mesh_key)
         stream.timeout_s = self._message_timeout_s
+        stream.throttle = self._throttle
         while True:
             self._answer(stream, Request.decode(stream.receive(REQUEST_BYTES)))
 
@@ -174,6 +178,7 @@ class WeightServer:
                 if index not in promised:
                     stream.send(GIVEN)
                     continue
+                self._throttle.hold(self._closing)
                 reply = _chunk_reply(source, index)
                 stream.send(*reply)
                 if reply[0] == PRESENT:

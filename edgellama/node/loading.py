@@ -15,11 +15,15 @@ from edgellama.net.model_fetch import fetch_header, fetch_layers
 from edgellama.net.own_model import OwnModel
 from edgellama.net.packed import HOME_PART, layer_part
 from edgellama.net.supply import Supply, WeightSource
+from edgellama.net.throttle import Throttle
 from edgellama.node.engine import LoadedSpan
 from edgellama.plan.sizes import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from edgellama.model.chat_template import ChatTemplate
     from edgellama.model.gguf import GgufFile
@@ -59,6 +63,7 @@ class SpanLoader:
         mesh_key: bytes,
         tell: Callable[[str], None],
         progress: Progress = _silent,
+        throttle: Throttle | None = None,
     ) -> None:
         self._store = store
         self._packed = packed
@@ -66,6 +71,7 @@ class SpanLoader:
         self._distrusted: set[WeightSource] = set()
         self._tell = tell
         self._progress = progress
+        self._throttle = throttle or Throttle()
 
     def load(
         self,
@@ -84,7 +90,9 @@ class SpanLoader:
         span, at_home = plan.stages[stage].span, stage == 0
         cancelled = cancelled or threading.Event()
         root = plan.model_root
-        with self._open(root, span, at_home, sources, cancelled) as gguf:
+        # What is held already must stay so: the file need not have its tensors.
+        gguf, _held = self._open(root, span, at_home, sources, cancelled)
+        with gguf:
             config = ModelConfig.from_gguf(gguf)
             buffers = self._packed.layer_buffers(
                 gguf, config, root, span, self._told("packing layers")
@@ -105,13 +113,15 @@ class SpanLoader:
 
     def _open(
         self, root: str, span: Span, at_home: bool, sources: Sources, cancelled: threading.Event
-    ) -> GgufFile:
-        """Return the model's file, in it whatever of the span is not packed yet, fetched."""
+    ) -> tuple[GgufFile, dict[str, NDArray[np.uint8]]]:
+        """Return the model's file, with what of the span is not packed yet, and what is."""
         own = self._store.source(root)
         if isinstance(own, OwnModel):
-            return own.open_gguf()
+            return own.open_gguf(), {}
         patient = _patient(sources, cancelled)
-        supply = Supply(patient, self.mesh_key, cancelled, self._tell, self._distrusted)
+        supply = Supply(
+            *(patient, self.mesh_key, cancelled, self._tell, self._distrusted), self._throttle
+        )
         stored = fetch_header(self._store, root, supply, self._told("fetching the header"))
         gguf = stored.open_gguf()
         try:
@@ -126,7 +136,7 @@ class SpanLoader:
             raise
         if fetched:
             self._tell(f"fetched {_fetched_text(fetched)}")
-        return gguf
+        return gguf, held
 
     def _told(self, doing: str) -> Callable[[int, int], None]:
         return lambda done, total: self._progress(doing, done, total)
@@ -165,6 +175,7 @@ def _tokenizer(gguf: GgufFile, config: ModelConfig) -> Tokenizer:
 
 def _template(gguf: GgufFile, tokenizer: Tokenizer) -> ChatTemplate | None:
     # Only at home: not every device has to load a template engine.
+
     from edgellama.model.chat_template import ChatTemplate
 
     return ChatTemplate.from_gguf(gguf, tokenizer)

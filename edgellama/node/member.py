@@ -29,6 +29,7 @@ from edgellama.mesh.effects import (
     Run,
     Send,
     Tell,
+    TokenCame,
 )
 from edgellama.net.discovery import Candidate, Discovery
 from edgellama.net.interfaces import interfaces_for_discovery
@@ -37,6 +38,7 @@ from edgellama.net.packed import PackedCache
 from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
 from edgellama.net.store import Store
 from edgellama.net.supply import WeightSource
+from edgellama.net.throttle import Throttle
 from edgellama.net.transfer_server import WeightServer
 from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.node.compute import ComputeThread
@@ -45,7 +47,7 @@ from edgellama.node.key_holder import Invitation, KeyHolder
 from edgellama.node.key_requests import KeyRequests
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
-from edgellama.values import Address, LinkCounters, NodeId
+from edgellama.values import Address, LinkCounters, ModelFacts, NodeId
 from edgellama.wire.activations import lz4_available
 from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
 
@@ -119,16 +121,11 @@ class Member:
         self._peers = RememberedPeers(paths.peers)
 
         self._store = Store(paths.store)
-        own = (
-            self._store.adopt(
-                settings.model, lambda done, total: progress("reading the model", done, total)
-            )
-            if settings.model
-            else None
-        )
-        facts = own_model_facts(own, settings.model) if own and settings.model else None
+        facts = self._offered(progress)
+        self._throttle = Throttle()
         self._loader = SpanLoader(
-            self._store, PackedCache(paths.packed), settings.mesh_key, tell, progress
+            *(self._store, PackedCache(paths.packed), settings.mesh_key, tell, progress),
+            self._throttle,
         )
         self._kernels = kernels
         self._compute = ComputeThread(Engine(kernels.now), self._job_done, self._crashed)
@@ -144,6 +141,7 @@ class Member:
             *(settings.listen or "0.0.0.0", self._socket.address.port),
             *(settings.mesh_key, self._store.source),
             admit=self._admit,
+            throttle=self._throttle,
         )
         node = paths.node_id()
         incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
@@ -168,6 +166,16 @@ class Member:
             target=self._run_link, name="edgellama-link", daemon=True
         )
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
+
+    def _offered(self, progress: Progress) -> ModelFacts | None:
+        """Return the facts of the model whose file the person named, if any."""
+        path = self._settings.model
+        if path is None:
+            return None
+        own = self._store.adopt(
+            path, lambda done, total: progress("reading the model", done, total)
+        )
+        return own_model_facts(own, path)
 
     def start(self) -> None:
         """Begin to find others and to serve."""
@@ -279,6 +287,8 @@ class Member:
                 self._loads.load(effect)
             case DropEpochsBefore():
                 self._compute.drop_before(effect.epoch)
+            case TokenCame():
+                self._throttle.token_came(effect.delay)
             case Tell():
                 self._tell(effect.text)
             case Administer():

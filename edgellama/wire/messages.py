@@ -76,6 +76,7 @@ from edgellama.wire.step_messages import (
     StepStale,
     check_step,
 )
+from edgellama.wire.weight_messages import WEIGHT_MESSAGES, TokenTook, WeightMessage
 
 if TYPE_CHECKING:
     from edgellama.wire.schema import Kind
@@ -120,12 +121,15 @@ __all__ = [
     "StepFailed",
     "StepNeeded",
     "StepStale",
+    "TokenTook",
     "decode",
     "encode",
     "with_turns_kept",
 ]
 
-Message = AskingMessage | KeyMessage | MembershipMessage | StatusMessage | StepMessage
+Message = (
+    AskingMessage | KeyMessage | MembershipMessage | StatusMessage | StepMessage | WeightMessage
+)
 
 _HEADER_LENGTH: Final = struct.Struct("<I")
 # The numbers are written on the wire: one is never given to another message.
@@ -135,6 +139,7 @@ _KINDS: Final = {
     **ASKING_MESSAGES,
     **STATUS_MESSAGES,
     **KEY_MESSAGES,
+    **WEIGHT_MESSAGES,
 }
 _NUMBERS: Final = {kind.build: number for number, kind in _KINDS.items()}
 

@@ -49,10 +49,12 @@ class Desk:
     def __init__(self, plan: Plan = PLAN) -> None:
         self.outbox = Outbox()
         self.said: list[tuple[NodeId, Message]] = []
+        self.trips: list[float] = []
         role = StageRole(A, self.outbox, LinkCounters, lambda node: False)
         self.role = role
         self.home = Home(
-            A, self.outbox, role, lambda node, message: self.said.append((node, message)), str
+            *(A, self.outbox, role, lambda node, message: self.said.append((node, message)), str),
+            self.trips.append,
         )
         self.now = 10.0
         self.follow(plan)
@@ -103,7 +105,9 @@ def test_a_token_after_the_other() -> None:
     desk.token(job, 41)
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 0)]
     assert desk.fed() == [(3, (41,))]
+    desk.now += 0.25
     job = desk.come_round(3)
+    assert desk.trips == [0.25]  # of tokens alone, not of the prompt
     assert (job.position, job.recent) == (4, (1, 2, 3, 41))
     desk.token(job, 42)
     assert desk.messages() == [Piece(7, 1, (42,), "<42>", 0)]

@@ -173,6 +173,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     keys.Forget: st.builds(keys.Forget, u64, nodes),
     keys.Forgotten: st.builds(keys.Forgotten, u64, st.lists(nodes, max_size=3).map(tuple)),
     keys.NewKey: st.builds(keys.NewKey, roots, nodes),
+    wire.TokenTook: st.builds(wire.TokenTook, u32, u32),
 }
 ANY_MESSAGE = st.one_of(*KINDS.values())
 RECORD = wire.MemberRecord(
@@ -226,9 +227,9 @@ def test_every_kind_is_tested_and_has_a_number_of_its_own() -> None:
         *("Heartbeat", "Gossip", "PlanAnnouncement", "StageReady", "StageFailed", "Step"),
         *("StepNeeded", "StepStale", "StepFailed", "CloseSession", "SessionClosed", "Ask"),
         *("Piece", "Finished", "Failure", "Notice", "Cancel", "StatusQuery", "StatusReply"),
-        *("InviteQuery", "InviteReply", "Forget", "Forgotten", "NewKey"),
+        *("InviteQuery", "InviteReply", "Forget", "Forgotten", "NewKey", "TokenTook"),
     ]
-    assert sorted(wire._KINDS) == list(range(1, 25))
+    assert sorted(wire._KINDS) == [*range(1, 25), 45]
 
 
 @settings(deadline=None, max_examples=60)

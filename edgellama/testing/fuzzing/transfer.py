@@ -16,6 +16,7 @@ from edgellama.net.fetch_schedule import Batch
 from edgellama.net.invitations import Invitations
 from edgellama.net.manifest import CHUNK_BYTES_MAX, DIGEST_BYTES, Manifest, Region
 from edgellama.net.record_stream import RECORD_BYTES_MAX, RecordStream
+from edgellama.net.throttle import Throttle
 from edgellama.net.transfer_client import SourceConnection
 from edgellama.net.transfer_protocol import (
     ABSENT,
@@ -121,6 +122,8 @@ class _Server(WeightServer):
         self._lookup = lambda root: _Source() if root == MANIFEST.root else None
         self._lock = threading.Lock()
         self._given = {}
+        self._throttle = Throttle()
+        self._closing = threading.Event()
         self.sent_bytes = 0
 
     def serve(self, stream: RecordStream, *, greeted: bool) -> None:

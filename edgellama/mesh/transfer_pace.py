@@ -1,0 +1,92 @@
+"""How fast weights may travel beside answers: from how long tokens take to a rate.
+
+A transfer fills the queue of the slowest link on its way, and every token then waits behind it. So
+its rate is halved when a token's way round the ring takes longer than the least of the last
+seconds, and the transfer stops when it takes much longer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from typing import Final, NamedTuple
+
+SLOWER_S: Final = 0.005  # over the least: the rate is halved
+STOP_S: Final = 0.020  # over the least: nothing is sent
+# Where a token takes longer than 50 ms, devices compute that unevenly by themselves.
+SLOWER_SHARE: Final = 0.1  # of the least
+STOP_SHARE: Final = 0.4
+
+RATE_LEAST: Final = 256 << 10  # bytes a second: a chunk in 4 s, well within a message's time
+RATE_PAST: Final = 64 << 20  # bytes a second; a rate that has grown beyond this is no limit
+UNLIMITED: Final = float("inf")
+GROWTH: Final = 1.25  # a decision at which tokens take no longer than they must
+DECIDE_S: Final = 0.2  # between two decisions: what the last one changed must be seen first
+QUIET_S: Final = 1.0  # without a token: nobody waits for any
+LEAST_WINDOW_S: Final = 10.0
+TRIPS_KEPT: Final = 3  # the middle one counts: a single late packet is no queue
+
+
+class DecodeDelay(NamedTuple):
+    """How long one token's way round the ring took, and the least that it took of late."""
+
+    trip_s: float
+    least_s: float
+
+
+class LeastOfLate:
+    """The least value of the last 5 to 10 seconds."""
+
+    def __init__(self) -> None:
+        self._half_began = float("-inf")
+        self._this_half = self._half_before = UNLIMITED
+
+    def take(self, value: float, now: float) -> float:
+        """Add a value; return the least."""
+        if now >= self._half_began + LEAST_WINDOW_S / 2:
+            is_recent = now < self._half_began + LEAST_WINDOW_S
+            self._half_before = self._this_half if is_recent else UNLIMITED
+            self._half_began, self._this_half = now, value
+        self._this_half = min(self._this_half, value)
+        return min(self._this_half, self._half_before)
+
+
+def next_rate(rate: float, delay: DecodeDelay, carried: float) -> float:
+    """Return the bytes a second that are allowed from now on, 0 for none.
+
+    ``rate`` was allowed until now, and ``carried`` bytes a second have really gone.
+    """
+    over_s = delay.trip_s - delay.least_s
+    if over_s > max(STOP_S, STOP_SHARE * delay.least_s):
+        return 0.0
+    if over_s > max(SLOWER_S, SLOWER_SHARE * delay.least_s):
+        return max(RATE_LEAST, min(rate, carried) / 2)
+    if rate < RATE_LEAST:
+        return RATE_LEAST
+    grown = rate * GROWTH
+    return UNLIMITED if grown > RATE_PAST else grown
+
+
+class TransferPace:
+    """The rate that one device allows itself, for all that it sends and fetches together."""
+
+    def __init__(self) -> None:
+        self._rate = UNLIMITED
+        self._seen_at = self._decided_at = float("-inf")
+        self._trips: deque[float] = deque(maxlen=TRIPS_KEPT)
+
+    def token_came(self, delay: DecodeDelay, carried: float, now: float) -> None:
+        """Take what home says of a token; ``carried``: bytes a second of late."""
+        if now > self._seen_at + QUIET_S:
+            self._rate = UNLIMITED
+            self._trips.clear()
+        self._seen_at = now
+        self._trips.append(delay.trip_s)
+        if now >= self._decided_at + DECIDE_S:
+            self._decided_at = now
+            middle = delay._replace(trip_s=median(self._trips))
+            self._rate = next_rate(self._rate, middle, carried)
+
+    def rate(self, now: float) -> float:
+        """Return the bytes a second that are allowed; unlimited while no token flows."""
+        return self._rate if now <= self._seen_at + QUIET_S else UNLIMITED
