@@ -2,7 +2,8 @@
 
 The maximum comes first, over all keys, so that nothing is ever rescaled; values are added up in
 tiles of 64 absolute positions. Query rows that share a key head are worked on four at a time.
-All arguments are addresses and sizes; ``scratch`` holds four rows of scores.
+All arguments are addresses and sizes; ``scratch`` is what
+``scratch_numbers`` says: four rows of scores, then of mixed values.
 """
 
 from __future__ import annotations
@@ -44,10 +45,23 @@ from edgellama_kernels.vec import (
 )
 
 ROWS_AT_ONCE = 4
+MIXED_AT_ONCE = 32  # dimensions
 QUERY_LIMIT_BITS = np.int32((127 + 100) << 23)  # of 2^100
 TILE_CHUNKS = TILE_POSITIONS // LANE_POSITIONS
 TILE_GROUPS = TILE_POSITIONS // GROUP_POSITIONS
 BLOCK_QUADS = 8  # that a word multiplies at once
+
+
+def scratch_numbers(positions: int, width: int) -> int:
+    """Return how many float32 a thread needs beside it to attend to so many positions."""
+    tiles = positions // TILE_POSITIONS + 1
+    return ROWS_AT_ONCE * (tiles * TILE_POSITIONS + width + MIXED_AT_ONCE)
+
+
+@inlined
+def mixing_room(width: int) -> int:
+    """Return how many numbers a row's sums take while its values are mixed."""
+    return -(-width // MIXED_AT_ONCE) * MIXED_AT_ONCE
 
 
 @part
@@ -239,20 +253,26 @@ def weigh(scores: int, at: int, limit: int, tiles: int, value_scales: int) -> An
 
 
 @inlined
-def mix_one(
-    weights: int, limit: int, values: int, width: int, inverse: Any, y: int, row: int,
-    quantized: bool,
-) -> None:  # fmt: skip
-    """Rule 7 (f) and (g) for one row, 32 dimensions at a time.
+def add_up(totals: int, index: int, start: int, lanes: Any) -> None:
+    """Add a tile's sums to those of the tiles before it; ``start`` is where the tile begins."""
+    if start > 0:
+        lanes = load_f32x8(totals, index) + lanes
+    store_f32x8(totals, index, lanes)
 
-    Where dimensions run out the last eight are computed again: same bits, same place.
+
+@inlined
+def mix_one(
+    weights: int, limit: int, values: int, width: int, totals: int, quantized: bool
+) -> None:
+    """Rule 7 (f) for one row, 32 dimensions at a time.
+
+    Where dimensions run out the last eight are computed again, and left where nobody looks.
     """
     last = width - FULL
-    for d in range(0, width, 4 * FULL):
-        d0, d1 = min(d, last), min(d + 8, last)
-        d2, d3 = min(d + 16, last), min(d + 24, last)
-        total0 = total1 = total2 = total3 = zeros_f32x8()
-        for start in range(0, limit, TILE_POSITIONS):
+    for start in range(0, limit, TILE_POSITIONS):
+        for d in range(0, width, 4 * FULL):
+            d0, d1 = min(d, last), min(d + 8, last)
+            d2, d3 = min(d + 16, last), min(d + 24, last)
             sum0 = sum1 = sum2 = sum3 = zeros_f32x8()
             for j in range(start, min(start + TILE_POSITIONS, limit)):
                 e = broadcast_f32(weights, j)
@@ -261,25 +281,20 @@ def mix_one(
                 sum1 = multiply_add_exact(load_values(values, at + d1, quantized), e, sum1)
                 sum2 = multiply_add_exact(load_values(values, at + d2, quantized), e, sum2)
                 sum3 = multiply_add_exact(load_values(values, at + d3, quantized), e, sum3)
-            total0, total1 = total0 + sum0, total1 + sum1
-            total2, total3 = total2 + sum2, total3 + sum3
-        store_f32x8(y, row + d0, total0 * inverse)
-        store_f32x8(y, row + d1, total1 * inverse)
-        store_f32x8(y, row + d2, total2 * inverse)
-        store_f32x8(y, row + d3, total3 * inverse)
+            for i, sums in enumerate((sum0, sum1, sum2, sum3)):
+                add_up(totals, d + i * FULL, start, sums)
 
 
 @inlined
 def mix_four(
-    weights: int, stride: int, limit: int, values: int, width: int, inverses: Any, y: int,
-    rows: Any, quantized: bool,
-) -> None:  # fmt: skip
-    """Rule 7 (f) and (g) for four rows, 16 dimensions at a time; see ``mix_one``."""
+    weights: int, stride: int, limit: int, values: int, width: int, totals: int, quantized: bool
+) -> None:
+    """Rule 7 (f) for four rows, 16 dimensions at a time; see ``mix_one``."""
     last = width - FULL
-    for d in range(0, width, 2 * FULL):
-        low, high = min(d, last), min(d + FULL, last)
-        ta0 = ta1 = tb0 = tb1 = tc0 = tc1 = td0 = td1 = zeros_f32x8()
-        for start in range(0, limit, TILE_POSITIONS):
+    room = mixing_room(width)
+    for start in range(0, limit, TILE_POSITIONS):
+        for d in range(0, width, 2 * FULL):
+            low, high = min(d, last), min(d + FULL, last)
             a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = zeros_f32x8()
             for j in range(start, min(start + TILE_POSITIONS, limit)):
                 v0 = load_values(values, j * width + low, quantized)
@@ -292,12 +307,19 @@ def mix_four(
                 c0, c1 = multiply_add_exact(v0, e, c0), multiply_add_exact(v1, e, c1)
                 e = broadcast_f32(weights, j + 3 * stride)
                 d0, d1 = multiply_add_exact(v0, e, d0), multiply_add_exact(v1, e, d1)
-            ta0, ta1, tb0, tb1 = ta0 + a0, ta1 + a1, tb0 + b0, tb1 + b1
-            tc0, tc1, td0, td1 = tc0 + c0, tc1 + c1, td0 + d0, td1 + d1
-        totals = ((ta0, ta1), (tb0, tb1), (tc0, tc1), (td0, td1))
-        for row, inverse, total in zip(rows, inverses, totals):  # noqa: B905 - numba has no strict
-            store_f32x8(y, row + low, total[0] * inverse)
-            store_f32x8(y, row + high, total[1] * inverse)
+            at = d
+            for sums in ((a0, a1), (b0, b1), (c0, c1), (d0, d1)):
+                add_up(totals, at, start, sums[0])
+                add_up(totals, at + FULL, start, sums[1])
+                at += room
+
+
+@inlined
+def finish_mixing(totals: int, width: int, inverse: Any, y: int, row: int) -> None:
+    """Rule 7 (g) for one row."""
+    last = width - FULL
+    for d in range(0, width, FULL):
+        store_f32x8(y, row + min(d, last), load_f32x8(totals, d) * inverse)
 
 
 @inlined
@@ -347,7 +369,11 @@ def attend_kind(
                 weigh(scratch, 2 * stride, position + n2 // shared + 1, tiles, value_scales),
                 weigh(scratch, 3 * stride, position + n3 // shared + 1, tiles, value_scales),
             )
-            mix_four(scratch, stride, seen, value, width, inverses, y, at, quantized)
+            totals = scratch + 4 * ROWS_AT_ONCE * stride
+            mix_four(scratch, stride, seen, value, width, totals, quantized)
+            for row_at, inverse in zip(at, inverses):  # noqa: B905 - numba has no strict
+                finish_mixing(totals, width, inverse, y, row_at)
+                totals += 4 * mixing_room(width)
         else:
             for n in range(start, stop):
                 limit = position + n // shared + 1
@@ -360,7 +386,9 @@ def attend_kind(
                 else:
                     score_one(queries, row * width, key, tiles, width, scratch)
                 inverse = weigh(scratch, 0, limit, tiles, value_scales)
-                mix_one(scratch, limit, value, width, inverse, y, row * width, quantized)
+                totals = scratch + 4 * tiles * TILE_POSITIONS
+                mix_one(scratch, limit, value, width, totals, quantized)
+                finish_mixing(totals, width, inverse, y, row * width)
 
 
 @part

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellama_kernels import jit, operations
-from edgellama_kernels.attention import ROWS_AT_ONCE
+from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.checked import CheckedKernels
 from edgellama_kernels.interface import (
     QUAD_NUMBERS,
-    TILE_POSITIONS,
     CacheKind,
     CacheLayer,
     Float32,
@@ -215,7 +214,7 @@ class CompiledKernels(CheckedKernels):
         operation = operations.attend(
             rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity
         )
-        scratch = ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS)
+        scratch = scratch_numbers(position + tokens, width)
         self._do(operation, tokens, queries.size * (position + tokens), scratch, position)
         return y
 

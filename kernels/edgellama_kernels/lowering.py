@@ -18,6 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
@@ -93,6 +94,11 @@ def target_features(magic: tuple[str, str, str]) -> frozenset[str]:
     if architecture == "aarch64" and "-neon" not in listed:
         enabled.add("neon")  # every such CPU has it, and LLVM knows
     return frozenset(enabled)
+
+
+def compiled_features() -> frozenset[str]:
+    """Return the architecture and the features that kernels are compiled for in this process."""
+    return target_features(tuple(cpu_target.target_context.codegen().magic_tuple()))
 
 
 def word(returns: types.Type, arguments: Sequence[types.Type], build: Callable[..., Value]) -> Any:

@@ -11,9 +11,8 @@ import numpy as np
 
 from edgellama_kernels import operations, program
 from edgellama_kernels.arena import ALIGNMENT_BYTES, Arena, CacheOperand, Storage
-from edgellama_kernels.attention import ROWS_AT_ONCE
+from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.interface import (
-    TILE_POSITIONS,
     CacheKind,
     CacheLayer,
     Float32,
@@ -107,7 +106,8 @@ class Program:
             if array.shape != view.shape or array.dtype != view.dtype:
                 raise ValueError("the input of a program does not fit")
             view[:] = array
-        scratch = max(ROWS_AT_ONCE * (position + tokens + TILE_POSITIONS), self._scratch)
+        attending = scratch_numbers(position + tokens, self._cache_shape[2])
+        scratch = max(attending, self._scratch)
         team, pace, memory = self._team, self._pace, (self._memory, caches)
         if tokens > 1:  # parts are long, so taking them one by one costs nothing
             return team.run(self._table, memory, tokens, position, scratch, team.threads, True)
