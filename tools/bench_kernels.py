@@ -1,11 +1,12 @@
-"""Measure single kernels: how near each comes to the speed of memory, or how many operations it does.
+"""Measure single kernels: how near each comes to the speed of memory, and how much it computes.
 
 One row for each type, shape and number of tokens. Matmuls of one token go over so many matrices
 that they come from memory, and are compared with how fast the same threads can read these very
 bytes, measured before and after each pass. Everything else works from the caches. Medians of
-REPETITIONS.
+five, or with ``--best`` the best, which is what tuning on a busy machine wants.
 
-    python tools/bench_kernels.py [--threads 1,2] [--kinds Q4_0,Q8_0] [--tokens 1,128] [--only matmul]
+    python tools/bench_kernels.py [--threads 1,2] [--kinds Q4_0,Q8_0] [--tokens 1,128]
+        [--only matmul,attention,rows] [--best] [--json]
 
 NUMBA_CPU_NAME=znver3 measures the kernels of CPUs that have AVX2 alone, NUMBA_CPU_NAME=generic the
 text that runs everywhere.
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,8 +80,8 @@ class Row(NamedTuple):
 class Bench:
     """A team and how it is timed."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, typical: Callable[[list[float]], float]) -> None:
+        self.threads, self._typical = threads, typical
         self._kernels = CompiledKernels(threads, adapt=False)
         self._team: Team = self._kernels._team
 
@@ -107,15 +107,15 @@ class Bench:
         return once
 
     def seconds(self, once: Callable[[], None]) -> float:
-        """Return the median time of one run."""
+        """Return the time of one run."""
         once()
         repeats = max(1, int(PASS_S / self._timed(once, 1)))
-        return statistics.median(self._timed(once, repeats) for _ in range(REPETITIONS))
+        return self._typical([self._timed(once, repeats) for _ in range(REPETITIONS)])
 
     def beside_reading(
         self, once: Callable[[], None], matrices: Sequence[PackedMatrix]
     ) -> tuple[float, float]:
-        """Return the median time of a run over matrices in memory, and its ratio to reading them."""
+        """Return the time of a run over matrices in memory, and its speed to that of reading."""
         read = sum(matrix.buffer.nbytes for matrix in matrices)
         reader = MemoryReader([matrix.buffer for matrix in matrices], self.threads)
         times, ratios = [], []
@@ -127,7 +127,7 @@ class Bench:
             ratios.append(read / times[-1] / ((before + after) / 2))
             before = after
         reader.close()
-        return statistics.median(times), statistics.median(ratios)
+        return self._typical(times), statistics.median(ratios)
 
     @staticmethod
     def _timed(once: Callable[[], None], repeats: int) -> float:
@@ -189,7 +189,7 @@ class Bench:
         self._kernels.store(cache, keys, values, 0)
         queries = generator.standard_normal((tokens, heads, width), np.float32)
         y = np.empty_like(queries)
-        scales: Any = 0 if kind is CacheKind.F16 else np.empty((tokens, heads), np.float32)
+        scales: Any = 0 if kind is CacheKind.F16 else np.empty((tokens, heads, 2), np.float32)
         arrays = cache.keys, cache.values, 0 if cache.scales is None else cache.scales
         rounded = np.empty_like(queries), scales
         position = context - tokens
@@ -253,7 +253,7 @@ def copied(matrix: PackedMatrix) -> PackedMatrix:
 def measured(options: argparse.Namespace) -> Iterator[Row]:
     """Yield the rows that were asked for."""
     for threads in options.threads:
-        bench = Bench(threads)
+        bench = Bench(threads, min if options.best else statistics.median)
         if "matmul" in options.only:
             for kind in options.kinds:
                 yield from bench.matmuls(kind, options.tokens)
@@ -296,6 +296,7 @@ def main() -> None:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), default=["matmul", "attention", "rows"]
     )
+    parser.add_argument("--best", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     features = [name for name in FEATURES if name in compiled_features()]
@@ -310,4 +311,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

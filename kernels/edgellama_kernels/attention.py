@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellama_kernels.block_words import dot_bytes, dot_quads, load_block, load_i8x8
+from edgellama_kernels.block_words import bytes_start, dot_bytes, dot_quads, load_block, load_i8x8
 from edgellama_kernels.elementwise import scale_and_inverse, store_int8_lanes
 from edgellama_kernels.interface import (
     GROUP_POSITIONS,
@@ -25,6 +25,7 @@ from edgellama_kernels.lanes import FULL, LOWEST_SCORE, exp_of_scores, load_lane
 from edgellama_kernels.reference import ONE
 from edgellama_kernels.vec import (
     broadcast_f32,
+    broadcast_i32,
     float_from_i32,
     larger,
     larger_i32,
@@ -37,6 +38,7 @@ from edgellama_kernels.vec import (
     splat_f32,
     store_f32,
     store_f32x8,
+    store_i32,
     store_u8,
     tree_max,
     tree_sum,
@@ -87,7 +89,10 @@ def round_queries(
 def quantize_queries(
     queries: int, quants: int, scales: int, width: int, scale: np.float32, first: int, past: int
 ) -> int:
-    """Rule 7 (a), int8: scaled, then quantised by rule 2, a head being the block."""
+    """Rule 7 (a), int8: scaled, then quantised by rule 2, a head being the block.
+
+    Of each head ``scales`` gets the scale and the sum of the quants, four bytes each.
+    """
     room = -(-width // QUAD_NUMBERS) * QUAD_NUMBERS
     for head in range(first, past):
         at = head * width
@@ -99,11 +104,18 @@ def quantize_queries(
         if bits >= QUERY_LIMIT_BITS:
             return 1
         head_scale, inverse = scale_and_inverse(bits)
-        store_f32(scales, head, head_scale)
-        store_int8_lanes(queries, at, width, scale, inverse, quants, head * room)
+        total = store_int8_lanes(queries, at, width, scale, inverse, quants, head * room)
         for i in range(width, room):
             store_u8(quants, head * room + i, 0)
+        store_f32(scales, 2 * head, head_scale)
+        store_i32(scales, 2 * head + 1, total)
     return 0
+
+
+@inlined
+def query_start(query_scales: int, row: int) -> Any:
+    """Return where sums of products with an int8 query start."""
+    return bytes_start(broadcast_i32(query_scales, 2 * row + 1))
 
 
 @inlined
@@ -115,16 +127,17 @@ def score_one_quantized(
     quads = -(-width // QUAD_NUMBERS)
     whole = quads // BLOCK_QUADS * BLOCK_QUADS
     room = quads * QUAD_NUMBERS
+    start = query_start(query_scales, row)
     for group in range(tiles * TILE_GROUPS):
-        dots = zeros_i32x8()
+        dots = start
         base = group * room * GROUP_POSITIONS
         for i in range(0, whole * QUAD_NUMBERS, BLOCK_QUADS * QUAD_NUMBERS):
             key = load_block(keys, base + i * GROUP_POSITIONS)
-            dots = dots + dot_bytes(key, queries, row * room + i)
+            dots = dot_bytes(key, queries, row * room + i, dots)
         for i in range(whole * QUAD_NUMBERS, room, QUAD_NUMBERS):
             dots = dot_quads(keys, base + i * GROUP_POSITIONS, queries, row * room + i, dots)
         to = group * GROUP_POSITIONS
-        factor = broadcast_f32(query_scales, row) * load_f32x8(key_scales, to)
+        factor = broadcast_f32(query_scales, 2 * row) * load_f32x8(key_scales, to)
         store_f32x8(scores, to, float_from_i32(dots) * factor)
 
 
@@ -139,15 +152,21 @@ def score_four_quantized(
     room = quads * QUAD_NUMBERS
     row0, row1, row2, row3 = rows
     x0, x1, x2, x3 = row0 * room, row1 * room, row2 * room, row3 * room
+    starts = (
+        query_start(query_scales, row0),
+        query_start(query_scales, row1),
+        query_start(query_scales, row2),
+        query_start(query_scales, row3),
+    )
     for group in range(tiles * TILE_GROUPS):
-        dots0 = dots1 = dots2 = dots3 = zeros_i32x8()
+        dots0, dots1, dots2, dots3 = starts
         base = group * room * GROUP_POSITIONS
         for i in range(0, whole * QUAD_NUMBERS, BLOCK_QUADS * QUAD_NUMBERS):
             key = load_block(keys, base + i * GROUP_POSITIONS)
-            dots0 = dots0 + dot_bytes(key, queries, x0 + i)
-            dots1 = dots1 + dot_bytes(key, queries, x1 + i)
-            dots2 = dots2 + dot_bytes(key, queries, x2 + i)
-            dots3 = dots3 + dot_bytes(key, queries, x3 + i)
+            dots0 = dot_bytes(key, queries, x0 + i, dots0)
+            dots1 = dot_bytes(key, queries, x1 + i, dots1)
+            dots2 = dot_bytes(key, queries, x2 + i, dots2)
+            dots3 = dot_bytes(key, queries, x3 + i, dots3)
         for i in range(whole * QUAD_NUMBERS, room, QUAD_NUMBERS):
             at = base + i * GROUP_POSITIONS
             dots0 = dot_quads(keys, at, queries, x0 + i, dots0)
@@ -157,7 +176,7 @@ def score_four_quantized(
         scale = load_f32x8(key_scales, group * GROUP_POSITIONS)
         to = group * GROUP_POSITIONS
         for row, dots in ((row0, dots0), (row1, dots1), (row2, dots2), (row3, dots3)):
-            factor = broadcast_f32(query_scales, row) * scale
+            factor = broadcast_f32(query_scales, 2 * row) * scale
             store_f32x8(scores, to, float_from_i32(dots) * factor)
             to += stride
 

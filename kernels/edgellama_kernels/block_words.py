@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 from numba import types
 
-from edgellama_kernels.byte_dots import Range, dots
+from edgellama_kernels.byte_dots import Range, dots, signed_start
 from edgellama_kernels.layout import BYTE_VECTORS, PLANE_BITS
 from edgellama_kernels.lowering import (
     BLOCK,
@@ -120,16 +120,12 @@ def _dots_of(bounds: Range) -> Any:
     )
 
 
-def _dot_bytes(to: Lowering, block: Value, x: Value, index: Value) -> Value:
-    return _dot(to, block, x, index, BYTES, constant(I32_X8, 0))
-
-
 def _dot_quads(
     to: Lowering, quads: tuple[Value, Value], x: tuple[Value, Value], start: Value
 ) -> Value:
     b = to.builder
-    weights, activations = loaded(b, *quads, I8, BYTES_32), loaded(b, *x, I8, I32)
-    return dots(to, [weights], [b.bitcast(splatted(b, activations), BYTES_32)], BYTES, start)
+    activations = b.bitcast(splatted(b, loaded(b, *x, I8, I32)), BYTES_32)
+    return dots(to, [loaded(b, *quads, I8, BYTES_32)], [activations], BYTES, start)
 
 
 def _scaled_dots_of(bounds: Range) -> Any:
@@ -148,8 +144,10 @@ def _scaled_dots_of(bounds: Range) -> Any:
 
 dot_nibbles, dot_fives = _dots_of(NIBBLES), _dots_of(FIVES)
 """The last argument plus the dot products of eight rows of quants 0..15, or 0..31."""
-dot_bytes = word(I32x8, (Block, types.intp, types.intp), _dot_bytes)
-"""The dot products of eight rows of int8."""
+dot_bytes = _dots_of(BYTES)
+"""The last argument plus the dot products of eight rows of int8."""
+bytes_start = word(I32x8, (I32x8,), signed_start)
+"""Where sums of products of int8 start, for the sum of all activations that they will meet."""
 dot_quads = word(
     I32x8,
     (types.intp, types.intp, types.intp, types.intp, I32x8),

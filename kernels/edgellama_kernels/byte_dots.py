@@ -54,9 +54,10 @@ def dots(
     """Return ``start`` plus the sum of the products of every row's bytes, <8 x i32>.
 
     ``weights`` and ``x`` are equally many <32 x i8>, x with four bytes repeated in every lane.
+    Where weights can be negative, the first ``start`` of a sum is what ``signed_start`` says.
     """
     pairs = list(zip(weights, x, strict=True))
-    if to.features >= {"avx512vnni", "avx512vl"} or "avxvnni" in to.features:
+    if _has_vnni(to):
         return _vnni(to.builder, pairs, bounds, start)
     if "avx2" in to.features:
         return _avx2(to.builder, pairs, bounds, start)
@@ -87,14 +88,29 @@ def _signs_moved(b: Any, weight: Value, x: Value) -> tuple[Value, Value]:
     return b.select(negative, b.neg(weight), weight), moved
 
 
+def signed_start(to: Lowering, sums: Value) -> Value:
+    """Return where sums of products with signed weights start.
+
+    ``sums``: of all that the weights will meet, <8 x i32>. VNNI makes weights unsigned by adding
+    128 to each, so that there the start is as much less; elsewhere it is 0.
+    """
+    b, zero = to.builder, constant(I32_X8, 0)
+    return b.sub(zero, b.shl(sums, constant(I32_X8, 7))) if _has_vnni(to) else zero
+
+
+def _has_vnni(to: Lowering) -> bool:
+    return to.features >= {"avx512vnni", "avx512vl"} or "avxvnni" in to.features
+
+
 def _vnni(b: Any, pairs: list[tuple[Value, Value]], bounds: Range, start: Value) -> Value:
-    sums = [start, constant(I32_X8, 0)]  # two chains: one instruction's wait hides in the other's
+    more = constant(BYTES_32, 128 if bounds.signed else 0)
+    pairs = [(b.xor(weight, more), activation) for weight, activation in pairs]
+    chains = [start, constant(I32_X8, 0)]  # one instruction's wait hides in the other's
     for number, (weight, activation) in enumerate(pairs):
-        w, x = _signs_moved(b, weight, activation) if bounds.signed else (weight, activation)
         chain = number % 2
-        arguments = (sums[chain], b.bitcast(w, I32_X8), b.bitcast(x, I32_X8))
-        sums[chain] = call(b, "llvm.x86.avx512.vpdpbusd.256", I32_X8, *arguments)
-    return b.add(*sums)
+        arguments = (chains[chain], b.bitcast(weight, I32_X8), b.bitcast(activation, I32_X8))
+        chains[chain] = call(b, "llvm.x86.avx512.vpdpbusd.256", I32_X8, *arguments)
+    return b.add(*chains)
 
 
 def _avx2(b: Any, pairs: list[tuple[Value, Value]], bounds: Range, start: Value) -> Value:

@@ -209,7 +209,7 @@ class CompiledKernels(CheckedKernels):
         rounded: tuple[NDArray[Any], NDArray[Any] | int] = np.empty_like(queries), 0
         if cache.kind is CacheKind.Q8:
             quants = np.empty((tokens, heads, quads_of(width), QUAD_NUMBERS), np.int8)
-            rounded = quants, np.empty((tokens, heads), np.float32)
+            rounded = quants, np.empty((tokens, heads, 2), np.float32)
         self._do(operations.round_queries(queries, *rounded, heads, width), tokens, queries.size)
         operation = operations.attend(
             rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity

@@ -26,6 +26,7 @@ from edgellama_kernels.vec import (
     i32_from_float,
     lane_f32,
     lane_half,
+    lane_i32,
     larger_i32,
     load_f32x8,
     load_half_x8,
@@ -288,11 +289,11 @@ def store_quantized_key(
     group, row = divmod(position, GROUP_POSITIONS)
     quads = -(-width // QUAD_NUMBERS)
     for i in range(0, width, FULL):
-        lanes = nearest(load_lanes(keys, at + i, width - i) * splat_f32(inverse))
+        quant = i32_from_float(nearest(load_lanes(keys, at + i, width - i) * splat_f32(inverse)))
         for lane in range(min(FULL, width - i)):
             quad, byte = divmod(i + lane, QUAD_NUMBERS)
             to = ((group * quads + quad) * GROUP_POSITIONS + row) * QUAD_NUMBERS + byte
-            store_u8(cache, to, np.uint8(np.int32(lane_f32(lanes, lane))))
+            store_u8(cache, to, np.uint8(lane_i32(quant, lane)))
 
 
 @inlined
@@ -308,13 +309,19 @@ def store_quantized_value(
 @inlined
 def store_int8_lanes(
     x: int, at: int, width: int, factor: np.float32, inverse: np.float32, quants: int, to: int
-) -> None:
-    """Write ``width`` float32 as int8 after multiplying them by one number, then the other."""
+) -> Any:
+    """Write ``width`` float32 as int8 after multiplying them by one number, then the other.
+
+    Returns the sum of what was written.
+    """
+    total = zeros_i32x8()
     for i in range(0, width, FULL):
         lanes = load_lanes(x, at + i, width - i) * splat_f32(factor)
-        lanes = nearest(lanes * splat_f32(inverse))
+        quant = i32_from_float(nearest(lanes * splat_f32(inverse)))
+        total = total + quant
         if width - i >= FULL:
-            store_i32x8_as_i8(quants, to + i, i32_from_float(lanes))
+            store_i32x8_as_i8(quants, to + i, quant)
         else:
             for lane in range(width - i):
-                store_u8(quants, to + i + lane, np.uint8(np.int32(lane_f32(lanes, lane))))
+                store_u8(quants, to + i + lane, np.uint8(lane_i32(quant, lane)))
+    return sum_i32(total)

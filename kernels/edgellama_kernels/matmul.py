@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellama_kernels.block_words import (
+    bytes_start,
     dot_bytes,
     dot_nibbles,
     load_block,
@@ -75,7 +76,7 @@ def decode_nibbles(
 
 @part
 def decode_bytes(
-    quants: int, scales: int, blocks: int, x: int, x_scales: int,
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, sums: int,
     residual: int, y: int, rows: int, first: int, past: int,
 ) -> int:  # fmt: skip
     """Q8_0 for one token."""
@@ -87,7 +88,7 @@ def decode_bytes(
                 prefetch(quants, at + PREFETCH_BYTES + line)
             prefetch(scales, (block + PREFETCH_BYTES // BLOCK_BYTES) * SCALES_BYTES)
             b = block - group * blocks
-            dots = dot_bytes(load_block(quants, at), x, b * 32)
+            dots = dot_bytes(load_block(quants, at), x, b * 32, bytes_start(whole_sum(sums, b)))
             scale = load_half_x8(scales, block * 8) * broadcast_f32(x_scales, b)
             total = total + float_from_i32(dots) * scale
         finish(y, residual, group * 8, rows - group * 8, total)
@@ -119,7 +120,7 @@ def batch_nibbles(
 
 @part
 def batch_bytes(
-    quants: int, scales: int, blocks: int, x: int, x_scales: int,
+    quants: int, scales: int, blocks: int, x: int, x_scales: int, sums: int,
     residual: int, y: int, tokens: int, rows: int, first: int, past: int, scratch: int,
 ) -> int:  # fmt: skip
     """Q8_0 for several tokens."""
@@ -132,7 +133,8 @@ def batch_bytes(
                 weights = load_block(quants, block * BLOCK_BYTES)
                 scale = load_half_x8(scales, block * 8)
                 for token in range(b * tokens + start, b * tokens + stop):
-                    dots = dot_bytes(weights, x, token * 32)
+                    beginning = bytes_start(whole_sum(sums, token))
+                    dots = dot_bytes(weights, x, token * 32, beginning)
                     step = float_from_i32(dots) * (scale * broadcast_f32(x_scales, token))
                     at = (token - b * tokens - start) * 8
                     store_f32x8(scratch, at, load_f32x8(scratch, at) + step)
@@ -232,10 +234,10 @@ def multiply(
     if kind == Q8_0:
         if tokens == 1:
             return decode_bytes(
-                weights, scales, blocks, quants, x_scales, residual, y, rows, first, past
+                weights, scales, blocks, quants, x_scales, sums, residual, y, rows, first, past
             )
         return batch_bytes(
-            weights, scales, blocks, quants, x_scales, residual, y, tokens, rows, first, past,
-            scratch,
+            weights, scales, blocks, quants, x_scales, sums, residual, y, tokens, rows,
+            first, past, scratch,
         )  # fmt: skip
     return multiply_floats(weights, kind, columns, x, residual, y, tokens, rows, first, past)

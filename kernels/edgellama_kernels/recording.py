@@ -228,7 +228,7 @@ class Recording:
         y = _numbers(heads * width)
         rounded: tuple[Storage, Storage | int] = Storage(4 * heads * width), 0
         if self._cache_kind is CacheKind.Q8:
-            rounded = Storage(QUAD_NUMBERS * quads_of(width) * heads), Storage(4 * heads)
+            rounded = Storage(QUAD_NUMBERS * quads_of(width) * heads), Storage(8 * heads)
         arrays, capacity = self._cache_operands(cache)
         self._operations.append(operations.round_queries(queries.storage, *rounded, heads, width))
         self._operations.append(

@@ -108,6 +108,7 @@ splat_i32 = word(I32x8, (types.int32,), lambda to, x: splatted(to.builder, x))
 lane_f32 = word(
     types.float32, (F32x8, types.intp), lambda to, v, i: to.builder.extract_element(v, i)
 )
+lane_i32 = word(types.int32, (I32x8, types.intp), lambda to, v, i: to.builder.extract_element(v, i))
 with_lane_f32 = word(
     F32x8,
     (F32x8, types.intp, types.float32),

@@ -145,8 +145,11 @@ def run_dots(target: Target, kind: str, block: np.ndarray, x: np.ndarray) -> np.
     zero = integer(0)
     load, dot = f"load_{'nibbles' if kind == 'nibbles' else 'block'}", f"dot_{kind}"
     weights = emit(builder, target, found[load], weights_at, zero)
-    start = [emit(builder, target, found["zeros_i32x8"])] if kind == "nibbles" else []
-    dots = emit(builder, target, found[dot], weights, x_at, zero, *start)
+    start = 0 if kind == "nibbles" else int(x.sum(dtype=int))
+    last = emit(builder, target, found["splat_i32"], ir.IntType(32)(start))
+    if kind == "bytes":
+        last = emit(builder, target, found["bytes_start"], last)
+    dots = emit(builder, target, found[dot], weights, x_at, zero, last)
     builder.store(dots, builder.inttoptr(y_at, dots.type.as_pointer()), align=1)
     builder.ret_void()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine(target))

@@ -71,7 +71,10 @@ def test_all_targets_have_expectations() -> None:
 @pytest.mark.parametrize("label", TARGETS)
 def test_byte_products(code, label) -> None:
     words = mnemonics(code, label)
-    for word in ("dot_nibbles", "dot_bytes", "dot_fives", "dot_scaled_threes", "dot_scaled_sixes"):
+    for word in (
+        *("dot_nibbles", "dot_bytes", "dot_quads", "dot_fives"),
+        *("dot_scaled_threes", "dot_scaled_sixes"),
+    ):
         assert words[word] & BYTE_DOTS == EXPECTED[label], word
 
 
