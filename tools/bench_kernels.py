@@ -89,7 +89,7 @@ class Bench:
         """Return a table whose operations do not depend on each other."""
         rows = np.zeros((len(parts), program.COLUMNS), np.int64)
         for row, operation in zip(rows, parts, strict=True):
-            row[0], row[2 : program.OPERANDS] = operation.code, operation[2:]
+            row[0], row[2], row[3] = operation.code, operation.units, operation.units_per_token
             for column, x in enumerate(operation.operands, program.OPERANDS):
                 row[column] = address(x) if isinstance(x, np.ndarray) else x
         return Table(rows)
