@@ -98,6 +98,15 @@ class ModelConfig:
         _check_tensors(gguf, config)
         return config
 
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Every way in which RoPE turns the heads of some layer."""
+        return (self.rope,)
+
+    def rope_of(self, layer: int) -> int:
+        """Return which of ``ropes`` a layer uses."""
+        return 0
+
 
 def _family(gguf: GgufFile) -> Family:
     architecture = gguf.metadata.get("general.architecture")

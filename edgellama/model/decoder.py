@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from edgellama.model.weights import GatedUnit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from edgellama_kernels import CacheLayer, HiddenRows, PackedMatrix, Rows, Verbs
     from numpy.typing import NDArray
@@ -26,20 +28,23 @@ if TYPE_CHECKING:
 def decode_layer(
     kernels: Verbs,
     config: ModelConfig,
+    layer: int,
     weights: LayerWeights,
     cache: CacheLayer,
     hidden: HiddenRows,
-    turns: Numbers,
+    turns: Sequence[Numbers],
     position: int,
 ) -> HiddenRows:
     """Return the layer's output for T tokens and store their keys and values in ``cache``.
 
-    ``hidden``: [T, width]. ``turns``: float32 [T, 2, head_width // 2], cosines and sines of the
-    tokens' positions. Raises edgellama_kernels.NonFinite where a number leaves its range.
+    ``hidden``: [T, width]. ``turns``: for each of ``config.ropes`` float32 [T, 2, head_width // 2],
+    cosines and sines of the tokens' positions. Raises edgellama_kernels.NonFinite where a number
+    leaves its range.
     """
     x = kernels.expand(hidden)  # [T, width]
     rows = kernels.prepare(kernels.rms_norm(x, weights.attention_norm, config.epsilon))
-    x = _attention(kernels, config, weights, cache, rows, turns, position, x)
+    own_turns = turns[config.rope_of(layer)]
+    x = _attention(kernels, config, weights, cache, rows, own_turns, position, x)
     rows = kernels.prepare(kernels.rms_norm(x, weights.feed_forward_norm, config.epsilon))
     x = _feed_forward(kernels, config, weights, rows, x)
     return kernels.shrink(x)

@@ -53,7 +53,7 @@ class Stage:
         self._cache_kind = CacheKind(kv_kind)
         self._config = config
         self._layers = tuple(layers)
-        self._rope = RopeTable(config.rope, config.head_width)
+        self._turns = [RopeTable(rope, config.head_width) for rope in config.ropes]
         self._sessions: dict[int, SessionCache] = {}
         self.use(kernels)
 
@@ -110,14 +110,14 @@ class Stage:
         return join_rows(pieces)
 
     def _forward_piece(self, cache: SessionCache, hidden: HiddenRows, position: int) -> HiddenRows:
-        turns = self._rope.rows(position, len(hidden.exponents))
+        turns = [table.rows(position, len(hidden.exponents)) for table in self._turns]
         with finite(f"layers {self.span.first} to {self.span.past - 1}"):
             if self._program is not None:
                 return self._program.run(hidden, turns, cache.layers, position)
-            for weights, cache_layer in zip(self._layers, cache.layers, strict=True):
-                hidden = decode_layer(
-                    self._kernels, self._config, weights, cache_layer, hidden, turns, position
-                )
+            layers = range(self.span.first, self.span.past)
+            for layer, weights, cached in zip(layers, self._layers, cache.layers, strict=True):
+                step = layer, weights, cached, hidden, turns, position
+                hidden = decode_layer(self._kernels, self._config, *step)
         return hidden
 
     def _recorded(self) -> Program | None:
@@ -129,10 +129,11 @@ class Stage:
         if recording is None:
             return None
         hidden = recording.hidden
+        turns = [recording.turns(number) for number in range(len(self._turns))]
         try:
-            for layer, weights in enumerate(self._layers):
-                cache = recording.cache(layer)
-                hidden = decode_layer(recording, config, weights, cache, hidden, recording.turns, 0)
+            for number, weights in enumerate(self._layers):
+                step = self.span.first + number, weights, recording.cache(number), hidden, turns, 0
+                hidden = decode_layer(recording, config, *step)
         except Unrecordable:
             return None
         return recording.finish(hidden)

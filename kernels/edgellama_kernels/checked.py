@@ -140,10 +140,13 @@ class CheckedKernels(abc.ABC):
 
     def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         """Return silu(gate) * up, all [T, n] (rule 5)."""
-        gate = fitting(gate, "a gate", *_any_rows(gate))
-        up = fitting(up, "a gated input", *gate.shape)
-        rows = (-1, gate.shape[-1])
-        return self._silu_multiply(gate.reshape(rows), up.reshape(rows)).reshape(gate.shape)
+        gates, ups = _gated(gate, up)
+        return self._silu_multiply(gates, ups).reshape(gate.shape)
+
+    def gelu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Return gelu(gate) * up, all [T, n] or [T, used, n] (rule 5)."""
+        gates, ups = _gated(gate, up)
+        return self._gelu_multiply(gates, ups).reshape(gate.shape)
 
     def add(self, x: Float32, summand: Float32) -> Float32:
         """Return x [T, n] plus a bias [n], or plus [T, n] (rule 1)."""
@@ -216,6 +219,9 @@ class CheckedKernels(abc.ABC):
     def _silu_multiply(self, gate: Float32, up: Float32) -> Float32: ...
 
     @abc.abstractmethod
+    def _gelu_multiply(self, gate: Float32, up: Float32) -> Float32: ...
+
+    @abc.abstractmethod
     def _add(self, x: Float32, summand: Float32) -> Float32: ...
 
     @abc.abstractmethod
@@ -223,6 +229,14 @@ class CheckedKernels(abc.ABC):
 
     @abc.abstractmethod
     def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> NDArray[Any]: ...
+
+
+def _gated(gate: Float32, up: Float32) -> tuple[Float32, Float32]:
+    """Return both as rows, [n, width]."""
+    gate = fitting(gate, "a gate", *_any_rows(gate))
+    up = fitting(up, "a gated input", *gate.shape)
+    rows = (-1, gate.shape[-1])
+    return gate.reshape(rows), up.reshape(rows)
 
 
 def _any_rows(x: Float32) -> list[None]:

@@ -185,6 +185,13 @@ class CompiledKernels(CheckedKernels):
         self._do(operation, tokens, 8 * y.size)
         return y
 
+    def _gelu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        tokens, width = gate.shape
+        y = np.empty_like(gate)
+        operation = operations.gelu_multiply(gate, up, y, width)
+        self._do(operation, tokens, 8 * y.size)
+        return y
+
     def _add(self, x: Float32, summand: Float32) -> Float32:
         tokens, width = x.shape
         y = np.empty_like(x)

@@ -21,7 +21,7 @@ from edgellama_kernels.reference import exponential
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXPECTED_DIGEST = "0ae70f0ed8c7f5193e8e286c3e06fba2c01b5eb659e506fe9b198f7ca9c53d23"
+EXPECTED_DIGEST = "8df8b384bc6934cb2fe0afc69f443709cf26837ce4e562706fd64db541ffaeb3"
 
 ROWS = 43  # no multiple of 8
 COLUMNS = {1: 150, 32: 160, 256: 512}  # by GGUF's block; of 150 the last block of 32 is short
@@ -90,6 +90,9 @@ def outputs(kernels: Kernels) -> dict[str, NDArray[Any]]:
     found["rms_norm"] = kernels.rms_norm(_numbers(31, 5, 150), _numbers(32, 150), 1e-5)
     found["silu_multiply"] = kernels.silu_multiply(
         np.float32(25) * _numbers(33, 5, 150), _numbers(34, 5, 150)
+    )
+    found["gelu_multiply"] = kernels.gelu_multiply(
+        np.float32(3) * _numbers(54, 5, 150), _numbers(34, 5, 150)
     )
     heads = _numbers(38, 5, HEADS, HEAD_WIDTH)
     found["rms_norm of heads"] = kernels.rms_norm(heads, _numbers(39, HEAD_WIDTH), 1e-6)

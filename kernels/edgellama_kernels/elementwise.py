@@ -20,7 +20,14 @@ from edgellama_kernels.interface import (
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.kinds import HALF_COLUMNS
 from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
-from edgellama_kernels.reference import BLOCK_MAX_TINY, HALF_LIMIT, ONE, ZERO
+from edgellama_kernels.reference import (
+    BLOCK_MAX_TINY,
+    GELU_CUBIC,
+    GELU_LINEAR,
+    HALF_LIMIT,
+    ONE,
+    ZERO,
+)
 from edgellama_kernels.vec import (
     bits_f32,
     i32_from_float,
@@ -165,6 +172,23 @@ def silu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int)
             left = row + stop - i
             g = load_lanes(gate, i, left)
             activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - g))
+            store_lanes(y, i, left, activated * load_lanes(up, i, left))
+    return 0
+
+
+@part
+def gelu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int) -> int:
+    """Rule 5's GELU on float32 [tokens, width]. A unit is a piece of a row."""
+    pieces = -(-width // PIECE_NUMBERS)
+    for unit in range(first, past):
+        row = unit // pieces * width
+        start = unit % pieces * PIECE_NUMBERS
+        stop = min(start + PIECE_NUMBERS, width)
+        for i in range(row + start, row + stop, FULL):
+            left = row + stop - i
+            g = load_lanes(gate, i, left)
+            z = g * (splat_f32(GELU_LINEAR) + splat_f32(GELU_CUBIC) * (g * g))
+            activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - z))
             store_lanes(y, i, left, activated * load_lanes(up, i, left))
     return 0
 

@@ -197,6 +197,9 @@ class Verbs(Protocol):
     def silu_multiply(self, gate: Float32, up: Float32) -> Float32:
         """Return silu(gate) * up, all [T, n] or [T, used, n]."""
 
+    def gelu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Return gelu(gate) * up, all [T, n] or [T, used, n]; the GELU that tanh approximates."""
+
     def add(self, x: Float32, summand: Float32) -> Float32:
         """Return x [T, n] plus a bias [n], or plus [T, n]."""
 
@@ -234,11 +237,16 @@ class Program(Protocol):
     """Recorded verbs of some layers, run in one call for up to ``tokens_max`` tokens."""
 
     def run(
-        self, hidden: HiddenRows, turns: Float32, caches: Sequence[CacheLayer], position: int
+        self,
+        hidden: HiddenRows,
+        turns: Sequence[Float32],
+        caches: Sequence[CacheLayer],
+        position: int,
     ) -> HiddenRows:
         """Return the last layer's output for T tokens from ``position`` on; raises NonFinite.
 
-        ``turns``: the RoPE table, float32 [T, 2, head_width // 2]; ``caches``: one for each layer.
+        ``turns``: the RoPE tables, float32 [T, 2, head_width // 2] each; ``caches``: one for each
+        layer.
         """
 
 
@@ -249,9 +257,8 @@ class Recording(Verbs, Protocol):
     def hidden(self) -> Any:
         """The hidden rows that a run is given."""
 
-    @property
-    def turns(self) -> Any:
-        """The RoPE table that a run is given."""
+    def turns(self, table: int) -> Any:
+        """Return what stands for the ``table``-th RoPE table that a run is given."""
 
     def cache(self, layer: int) -> Any:
         """Return what stands for the cache of the run's ``layer``-th layer."""

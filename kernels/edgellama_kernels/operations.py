@@ -17,7 +17,7 @@ from edgellama_kernels.reference import ONE
 Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
 EXPAND, NORM, QUANTIZE, MULTIPLY, ROPE, STORE, ROUND, ATTEND, SILU, SHRINK = range(1, 11)
-ADD, ROUTE, EXPERTS, MIX = range(11, 15)
+ADD, ROUTE, EXPERTS, MIX, GELU = range(11, 16)
 
 REFUSALS: Final = {
     EXPAND: "a hidden row holds infinity or NaN",
@@ -40,6 +40,7 @@ WRITES: Final = {
     ROUND: (1, 2),
     ATTEND: (5,),
     SILU: (2,),
+    GELU: (2,),
     SHRINK: (1, 2),
     ADD: (2,),
     ROUTE: (1, 2, 3),
@@ -187,6 +188,11 @@ def attend(
 def silu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:
     """Rule 5 on float32 [T, width]."""
     return Operation(SILU, (gate, up, y, width), units_per_token=-(-width // PIECE_NUMBERS))
+
+
+def gelu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:
+    """Rule 5's GELU on float32 [T, width]."""
+    return silu_multiply(gate, up, y, width)._replace(code=GELU)
 
 
 def add(x: Operand, summand: Operand, y: Operand, width: int, stride: int) -> Operation:

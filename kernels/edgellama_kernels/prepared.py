@@ -71,11 +71,15 @@ class Program:
         return self._arena.size_bytes
 
     def run(
-        self, hidden: HiddenRows, turns: Float32, caches: Sequence[CacheLayer], position: int
+        self,
+        hidden: HiddenRows,
+        turns: Sequence[Float32],
+        caches: Sequence[CacheLayer],
+        position: int,
     ) -> HiddenRows:
         """Return the hidden rows that the program makes of T tokens from ``position`` on.
 
-        ``turns``: float32 [T, 2, head_width // 2]; ``caches``: one for each layer, all alike.
+        ``turns``: float32 [T, 2, head_width // 2] each; ``caches``: one for each layer, all alike.
         Raises NonFinite; what the caches held before ``position`` is then still there.
         """
         tokens = len(hidden.exponents)
@@ -84,7 +88,7 @@ class Program:
         self._bind(caches)
         if not 0 <= position <= position + tokens <= caches[0].capacity:
             raise ValueError(f"the caches do not hold {position + tokens} positions")
-        arrays = *hidden, turns
+        arrays: tuple[NDArray[Any], ...] = (*hidden, *turns)
         try:
             status = self._attempt(arrays, caches, tokens, position)
         except TeamStalled:  # a late thread may still use the old table and memory
@@ -102,6 +106,8 @@ class Program:
         tokens: int,
         position: int,
     ) -> int:
+        if len(arrays) != len(self._arena.given):
+            raise ValueError("the input of a program does not fit")
         for view, array in zip(self._views(tokens), arrays, strict=False):
             if array.shape != view.shape or array.dtype != view.dtype:
                 raise ValueError("the input of a program does not fit")
@@ -120,7 +126,7 @@ class Program:
         return status
 
     def _views(self, tokens: int) -> tuple[NDArray[Any], ...]:
-        """Return the input's arrays, halves, exponents and turns, then the output's first two."""
+        """Return the input's arrays, halves, exponents and all turns, then the output's two."""
         if tokens not in self._views_by_tokens:
             self._views_by_tokens[tokens] = tuple(
                 self._view(storage, tokens) for storage in (*self._arena.given, *self._arena.result)
@@ -130,7 +136,7 @@ class Program:
     def _view(self, storage: Storage, tokens: int) -> NDArray[Any]:
         start, size = self._arena.offsets[storage], storage.token_bytes
         data = self._memory[start : start + tokens * size]
-        if storage is self._arena.given[2]:
+        if storage in self._arena.given[2:]:
             return data.view(np.float32).reshape(tokens, 2, -1)
         return data if size == 1 else data.view(np.uint16).reshape(tokens, -1)
 

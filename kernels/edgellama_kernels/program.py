@@ -18,6 +18,7 @@ from edgellama_kernels.attention import ROWS_AT_ONCE, attend, round_queries
 from edgellama_kernels.elementwise import (
     add,
     expand,
+    gelu_multiply,
     quantize,
     rms_norm,
     rope,
@@ -33,6 +34,7 @@ from edgellama_kernels.operations import (
     ATTEND,
     EXPAND,
     EXPERTS,
+    GELU,
     MIX,
     MULTIPLY,
     NORM,
@@ -131,6 +133,8 @@ def perform_on_rows(row: int, tokens: int, position: int, first: int, past: int)
         return rope(a, b, c, d, first, past)
     if code == SILU:
         return silu_multiply(a, b, c, d, first, past)
+    if code == GELU:
+        return gelu_multiply(a, b, c, d, first, past)
     e, f, g, h = load_i64(o, 4), load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
     if code == ADD:
         return add(a, b, c, d, e, first, past)

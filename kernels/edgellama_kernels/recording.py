@@ -73,9 +73,9 @@ class RecordedRouting(NamedTuple):
 class Recording:
     """The verbs of ``interface.Verbs``, written down. Its arrays hold up to ``tokens_max`` tokens.
 
-    ``hidden`` and ``turns`` are what each run is given: hidden rows of ``width``, and a RoPE table
-    of heads of ``head_width``. Positions and caches are those of the run as well, so that the
-    arguments of that name are not looked at; a layer's cache is ``cache(layer)``.
+    ``hidden`` is what each run is given, hidden rows of ``width``, and so are RoPE tables for heads
+    of ``head_width``, ``turns(table)``. Positions and caches are those of the run as well, so that
+    the arguments of that name are not looked at; a layer's cache is ``cache(layer)``.
     """
 
     def __init__(
@@ -86,7 +86,14 @@ class Recording:
         self._operations: list[Operation] = []
         self._width, self._head_width, self._cache_kind = width, head_width, cache_kind
         self.hidden = Storage(2 * width), Storage(1)
-        self.turns = RecordedArray(Storage(4 * head_width), (2, head_width // 2))
+        self._turns: list[RecordedArray] = []
+
+    def turns(self, table: int) -> RecordedArray:
+        """Return what stands for the ``table``-th RoPE table that a run is given."""
+        while len(self._turns) <= table:
+            shape = (2, self._head_width // 2)
+            self._turns.append(RecordedArray(Storage(4 * self._head_width), shape))
+        return self._turns[table]
 
     def cache(self, layer: int) -> int:
         """Return what stands for the cache of the run's ``layer``-th layer."""
@@ -193,11 +200,16 @@ class Recording:
 
     def silu_multiply(self, gate: Any, up: Any) -> Any:
         """Record ``Verbs.silu_multiply``."""
+        return self._gated(operations.silu_multiply, gate, up)
+
+    def gelu_multiply(self, gate: Any, up: Any) -> Any:
+        """Record ``Verbs.gelu_multiply``."""
+        return self._gated(operations.gelu_multiply, gate, up)
+
+    def _gated(self, operation: Any, gate: Any, up: Any) -> Any:
         _check(gate.shape == up.shape)
         y = _numbers(*gate.shape)
-        self._operations.append(
-            operations.silu_multiply(gate.storage, up.storage, y.storage, y.width)
-        )
+        self._operations.append(operation(gate.storage, up.storage, y.storage, y.width))
         return y
 
     def add(self, x: Any, summand: Any) -> Any:
@@ -245,7 +257,7 @@ class Recording:
 
     def finish(self, hidden: Any) -> Program:
         """Return the program whose result is ``hidden``."""
-        given = (*self.hidden, self.turns.storage)
+        given = (*self.hidden, *(table.storage for table in self._turns))
         arena = Arena(self._operations, given, hidden, self._tokens_max)
         cache_shape = (self._cache_kind, self._kv_heads, self._head_width)
         return Program(self._team, self._operations, arena, cache_shape)

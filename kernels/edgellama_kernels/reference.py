@@ -50,6 +50,8 @@ EXP_COEFFICIENTS = tuple(
     f32(c)
     for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
+# 1 + tanh(t) is 2 / (1 + exp(-2 t)): 2 sqrt(2 / pi), and that times 0.044715.
+GELU_LINEAR, GELU_CUBIC = f32(1.5957691216), f32(0.0713548162726)
 TILE_NUMBERS_MAX = 1 << 18  # intermediate float32 of a matmul or attention tile: 1 MiB
 
 
@@ -256,6 +258,12 @@ class ReferenceKernels(CheckedKernels):
         """Rule 5: ``(g / (1 + exp(0 - g))) * u``."""
         with np.errstate(all="ignore"):
             return (gate / (ONE + exponential(ZERO - gate))) * up
+
+    def _gelu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        """Rule 5's GELU: ``z = g * (a + b * (g * g))``, ``(g / (1 + exp(0 - z))) * u``."""
+        with np.errstate(all="ignore"):
+            z = gate * (GELU_LINEAR + GELU_CUBIC * (gate * gate))
+            return (gate / (ONE + exponential(ZERO - z))) * up
 
     def _add(self, x: Float32, summand: Float32) -> Float32:
         """Rule 1's bias or residual: one more addition."""

@@ -30,6 +30,7 @@ from edgellama_kernels.team import Table, Team, TeamStalled
 
 TOKENS_MAX = 40
 CAPACITY = 192
+TABLES = 2  # of RoPE, by turns
 SHORT_PATIENCE = 20_000  # some milliseconds
 
 
@@ -89,8 +90,10 @@ def recorded(kernels: Kernels, layers: list[Layer], cache_kind: CacheKind = Cach
     recording = kernels.record(TOKENS_MAX, WIDTH, HEAD_WIDTH, cache_kind)
     assert recording is not None
     hidden = recording.hidden
+    tables = [recording.turns(number) for number in range(TABLES)]
     for number, layer in enumerate(layers):
-        hidden = run_layer(recording, layer, recording.cache(number), hidden, recording.turns, 0)
+        turns = tables[number % TABLES]
+        hidden = run_layer(recording, layer, recording.cache(number), hidden, turns, 0)
     return recording.finish(hidden)
 
 
@@ -104,8 +107,8 @@ def some_hidden(kernels: Kernels, tokens: int, seed: int = 1) -> HiddenRows:
     return kernels.shrink(random_rows(seed, tokens, WIDTH))
 
 
-def some_turns(tokens: int) -> np.ndarray:
-    return random_rows(2, tokens, 2, HEAD_WIDTH // 2)
+def some_turns(tokens: int) -> list[np.ndarray]:
+    return [random_rows(table, tokens, 2, HEAD_WIDTH // 2) for table in range(TABLES)]
 
 
 @pytest.mark.parametrize("equal_cores", [True, False])
@@ -130,8 +133,9 @@ def test_a_program_gives_the_bits_of_the_verbs(
     for tokens in (40, 1, 1, 7, 1, 33, 1, 1, 40, 1, 1, 1):
         hidden, turns = some_hidden(reference, tokens, position), some_turns(tokens)
         found = prepared.run(hidden, turns, ours, position)
-        for layer, cache in zip(layers, theirs, strict=True):
-            hidden = run_layer(reference, layer, cache, hidden, turns, position)
+        for number, (layer, cache) in enumerate(zip(layers, theirs, strict=True)):
+            own_turns = turns[number % TABLES]
+            hidden = run_layer(reference, layer, cache, hidden, own_turns, position)
         assert_same_bits(found.halves, hidden.halves)
         assert_same_bits(found.exponents, hidden.exponents)
         position += tokens
@@ -195,9 +199,10 @@ def test_what_does_not_fit_is_refused(compiled) -> None:
     for count in (0, TOKENS_MAX + 1):
         with pytest.raises(ValueError, match="tokens"):
             prepared.run(some_hidden(compiled, count), some_turns(count), caches, 0)
-    for bad_hidden, bad_turns in ((hidden, turns[:1]), (hidden, turns[:, :, 1:])):
+    one, other = turns
+    for bad_turns in ([one, other[:1]], [one[:, :, 1:], other], [one], [one, other, one]):
         with pytest.raises(ValueError, match="fit"):
-            prepared.run(bad_hidden, bad_turns, caches, 0)
+            prepared.run(hidden, bad_turns, caches, 0)
     recording = compiled.record(TOKENS_MAX, WIDTH, HEAD_WIDTH)
     x = recording.expand(recording.hidden)
     for refused in (

@@ -154,6 +154,17 @@ def test_rule_5_silu(reference: Kernels) -> None:
     assert reference.silu_multiply(f32([[0, -1e30]]), f32([[5, 5]]))[0, 0] == 0
 
 
+def test_rule_5_gelu(reference: Kernels) -> None:
+    gate, up = np.float32(5) * random_rows(1, 4, 300), random_rows(2, 4, 300)
+    y = reference.gelu_multiply(gate, up)
+    g = gate.astype(np.float64)
+    tanh = np.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))
+    np.testing.assert_allclose(y, 0.5 * g * (1 + tanh) * up, rtol=3e-6, atol=1e-7)
+    far = reference.gelu_multiply(f32([[0, -1e30, 1e30]]), f32([[5, 5, 5]]))
+    assert far[0].tolist() == [0, far[0, 1], f32(1e30) * f32(5)]
+    assert abs(far[0, 1]) < 1e-7
+
+
 def test_rule_6_rotates_halves(reference: Kernels) -> None:
     x, table = random_rows(1, 2, 3, 10), random_rows(2, 2, 2, 5)
     y = x.copy()

@@ -110,6 +110,8 @@ def test_shapes_that_do_not_fit(kernels) -> None:
             matrix, kernels.prepare(x[:, :32]), residual=np.zeros((2, 9), np.float32)
         ),
         lambda: kernels.silu_multiply(x, x[:, 1:]),
+        lambda: kernels.gelu_multiply(x, x[:, 1:]),
+        lambda: kernels.gelu_multiply(x[None, None], x[None, None]),
         lambda: kernels.rms_norm(heads, np.zeros(4, np.float32), 1e-5),
         lambda: kernels.rms_norm(heads[None], np.zeros(8, np.float32), 1e-5),
         lambda: kernels.rms_norm(x[0], np.zeros(64, np.float32), 1e-5),

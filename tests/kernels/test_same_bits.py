@@ -69,6 +69,7 @@ def test_functions_of_rows(compiled, reference, width) -> None:
     arguments = (np.ascontiguousarray(x), random_rows(3, width), 1e-5)
     assert_same_bits(compiled.rms_norm(*arguments), reference.rms_norm(*arguments))
     assert_same_bits(compiled.silu_multiply(gate, x), reference.silu_multiply(gate, x))
+    assert_same_bits(compiled.gelu_multiply(gate, x), reference.gelu_multiply(gate, x))
     for summand in (gate, gate[1]):
         assert_same_bits(compiled.add(x, summand), reference.add(x, summand))
 
@@ -177,6 +178,7 @@ def test_any_number_of_threads(crew, compiled) -> None:
         weight = random_rows(6, 96)
         assert_same_bits(kernels.rms_norm(x, weight, 1e-6), compiled.rms_norm(x, weight, 1e-6))
         assert_same_bits(kernels.silu_multiply(x, x), compiled.silu_multiply(x, x))
+        assert_same_bits(kernels.gelu_multiply(x, x), compiled.gelu_multiply(x, x))
         assert_same_bits(kernels.add(x, x), compiled.add(x, x))
         assert_same_bits(kernels.add(x, weight), compiled.add(x, weight))
         assert_same_bits(kernels.expand(kernels.shrink(x)), compiled.expand(compiled.shrink(x)))
@@ -198,6 +200,7 @@ def test_no_tokens_are_no_trouble(kernels) -> None:
     assert kernels.expand(kernels.shrink(nothing)).shape == (0, 64)
     assert kernels.rms_norm(nothing, np.ones(64, np.float32), 1e-5).shape == (0, 64)
     assert kernels.silu_multiply(nothing, nothing).shape == (0, 64)
+    assert kernels.gelu_multiply(nothing, nothing).shape == (0, 64)
     assert kernels.add(nothing, nothing).shape == (0, 64)
     assert kernels.add(nothing, np.ones(64, np.float32)).shape == (0, 64)
     heads = np.zeros((0, 2, 16), np.float32)
