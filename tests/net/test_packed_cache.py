@@ -249,7 +249,7 @@ def test_a_damaged_model_is_told_and_not_kept(tmp_path: Path, folder: Path) -> N
 
 def test_the_views_of_the_model_fit(folder: Path, model: Path) -> None:
     """A model over mapped buffers computes; packed_model packs the same into memory."""
-    from edgellama.model.weights import HomeWeights, LayerWeights
+    from edgellama.model.weights import GatedUnit, HomeWeights, LayerWeights
 
     in_memory = packed_model(model)
     cache = PackedCache(folder)
@@ -257,7 +257,8 @@ def test_the_views_of_the_model_fit(folder: Path, model: Path) -> None:
     buffers = cache.layer_buffers(gguf, config, ROOT, ALL)
     layer = LayerWeights.over(gguf, config, 2, buffers[2])
     assert np.array_equal(layer.attention_norm, in_memory.layers[2].attention_norm)
-    assert np.array_equal(layer.down.buffer, in_memory.layers[2].down.buffer)
+    assert isinstance(layer.unit, GatedUnit)
+    assert np.array_equal(layer.unit.down.buffer, in_memory.layers[2].unit.down.buffer)
     home = HomeWeights.over(gguf, config, cache.home_buffer(gguf, config, ROOT))
     assert np.array_equal(home.output_norm, in_memory.home.output_norm)
     gguf.close()
