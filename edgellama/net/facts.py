@@ -6,6 +6,7 @@ on any. What cannot be read is left out of account, never an error: Android hide
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
@@ -31,6 +32,7 @@ CGROUP_DEPTH_MAX: Final = 32
 
 THREADS_MAX: Final = 4  # more share one memory bus, and on phones slow each other down
 BIG_CORE_PERCENT: Final = 80  # of the fastest core's frequency
+EQUAL_CORE_PERCENT: Final = 95  # of it: from here on equal parts of the work are done together
 
 NAME_CHARACTERS_MAX: Final = 32
 _COMMAND_TIMEOUT_S: Final = 5
@@ -253,8 +255,12 @@ def _output_of(*command: str) -> str:
 # --- cores ----------------------------------------------------------------------------------
 
 
+@functools.cache
 def usable_cpus() -> frozenset[int]:
-    """Return the numbers of the CPUs on which this process may run."""
+    """Return the numbers of the CPUs on which this process may run, as it was at the first call.
+
+    Later the threads that compute are kept on fewer.
+    """
     if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
@@ -283,10 +289,38 @@ def cpu_speeds(cpus: Collection[int], system: Path) -> dict[int, int]:
     return {}
 
 
+class Cores(NamedTuple):
+    """On what this device computes: so many threads, on these CPUs, of one speed or not."""
+
+    threads: int
+    cpus: frozenset[int]  # empty: any, because there are no better and worse ones
+    equal: bool
+
+
+def chosen_cores(cpus: Collection[int], speeds: Mapping[int, int], threads: int | None) -> Cores:
+    """Return what to compute on: the big cores, at most THREADS_MAX threads.
+
+    A person's own number of ``threads`` takes the fastest cores there are, little ones too where
+    it needs them.
+    """
+    chosen = big_cores(cpus, speeds)
+    count = threads or max(1, min(len(chosen), THREADS_MAX))
+    by_speed = sorted(cpus, key=lambda cpu: (-speeds.get(cpu, 0), cpu))
+    chosen |= frozenset(by_speed[:count])
+    slowest, fastest = (pick((speeds.get(c, 0) for c in chosen), default=0) for pick in (min, max))
+    equal = slowest * 100 >= fastest * EQUAL_CORE_PERCENT
+    return Cores(count, frozenset() if chosen == frozenset(cpus) else chosen, equal)
+
+
+def compute_cores(threads: int | None = None) -> Cores:
+    """Return what this machine computes on; ``threads`` is what a person asked for."""
+    cpus = usable_cpus()
+    return chosen_cores(cpus, cpu_speeds(cpus, Path("/")), threads)
+
+
 def threads_default() -> int:
     """Return how many threads compute when the person does not say: big cores, at most 4."""
-    cpus = usable_cpus()
-    return max(1, min(len(big_cores(cpus, cpu_speeds(cpus, Path("/")))), THREADS_MAX))
+    return compute_cores().threads
 
 
 # --- name -----------------------------------------------------------------------------------

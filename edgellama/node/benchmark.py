@@ -20,6 +20,7 @@ from edgellama.errors import MisuseError
 from edgellama.model.head import Head
 from edgellama.model.hidden import take_rows
 from edgellama.model.stage import Stage
+from edgellama.net.facts import compute_cores
 from edgellama.node.kernels import prove
 from edgellama.values import Span
 
@@ -86,7 +87,10 @@ def benchmark(
     done = 0
     for threads in thread_counts:
         try:
-            kernels = edgellama_kernels.load(backend, threads, adapt=False)
+            cores = compute_cores(threads)
+            kernels = edgellama_kernels.load(
+                *(backend, threads), equal_cores=cores.equal, adapt=False, cpus=cores.cpus
+            )
         except BackendUnavailable as error:
             raise MisuseError(str(error)) from error
         try:

@@ -15,7 +15,7 @@ from edgellama_kernels import BackendUnavailable, Kernels, load, warming
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.net.facts import OVERHEAD_NUMBA_BYTES, OVERHEAD_NUMPY_BYTES, threads_default
+from edgellama.net.facts import OVERHEAD_NUMBA_BYTES, OVERHEAD_NUMPY_BYTES, compute_cores
 from edgellama.net.memory import release_code_of
 from edgellama.node.compiling import Compiler
 
@@ -38,7 +38,7 @@ class DeviceKernels:
         self, backend: str, threads: int | None, paths: StatePaths, tell: Callable[[str], None]
     ) -> None:
         os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.kernels))
-        self.threads = threads or threads_default()
+        self._cores = compute_cores(threads)
         self._tell = tell
         self._report = paths.state / "compiler.txt"
         self._compiler: Compiler | None = None
@@ -54,7 +54,7 @@ class DeviceKernels:
                     f"kernels cannot be compiled here (see {self._report}); try --backend numpy"
                 )
         try:
-            self.now = load("numpy" if self._is_coming or not wanted else "numba", self.threads)
+            self.now = self._load("numpy" if self._is_coming or not wanted else "numba")
         except BackendUnavailable as error:
             raise MisuseError(str(error)) from error
         if self.now.cache_note:
@@ -65,6 +65,10 @@ class DeviceKernels:
         """What a node's process takes besides weights, KV cache and scratch, in the end."""
         compiled = self._is_coming or self.now.name == "numba"
         return OVERHEAD_NUMBA_BYTES if compiled else OVERHEAD_NUMPY_BYTES
+
+    def _load(self, backend: str) -> Kernels:
+        cores = self._cores
+        return load(backend, cores.threads, equal_cores=cores.equal, cpus=cores.cpus)
 
     def watch(self, ready: Callable[[Kernels], None]) -> None:
         """Have ``ready`` called, on another thread, with better kernels when there are any."""
@@ -80,7 +84,7 @@ class DeviceKernels:
             self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
             return
         try:
-            kernels = load("numba", self.threads)
+            kernels = self._load("numba")
         except BackendUnavailable as error:
             self._tell(str(error))
             return

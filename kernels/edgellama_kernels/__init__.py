@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgellama_kernels.expert_layout import PackedExperts
 from edgellama_kernels.interface import (
     BackendUnavailable,
@@ -21,6 +23,9 @@ from edgellama_kernels.interface import (
 from edgellama_kernels.kinds import WeightKind
 from edgellama_kernels.layout import LAYOUT_VERSION, PackedMatrix, packed_bytes
 from edgellama_kernels.reference import exponential
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = [
     "LAYOUT_VERSION",
@@ -49,13 +54,19 @@ THREADS_MAX = 64  # more threads than any device here has cores; a bound, not a 
 
 
 def load(
-    backend: str = "auto", threads: int = 1, *, equal_cores: bool = True, adapt: bool = True
+    backend: str = "auto",
+    threads: int = 1,
+    *,
+    equal_cores: bool = True,
+    adapt: bool = True,
+    cpus: Collection[int] = (),
 ) -> Kernels:
     """Return the kernels: "numpy", "numba", or "auto" for numba where it can be imported.
 
     ``threads`` counts the caller's own; ``equal_cores`` says whether they run at one speed.
-    ``adapt`` lets programs run on fewer threads while that is faster. The NumPy backend computes
-    in the caller's thread alone.
+    ``adapt`` lets programs run on fewer threads while that is faster. Threads are kept on
+    ``cpus`` where the system allows it, the caller's from its first call on. The NumPy backend
+    computes in the caller's thread alone.
     Raises BackendUnavailable when numba is asked for and missing.
     """
     if backend not in ("auto", "numba", "numpy"):
@@ -69,7 +80,7 @@ def load(
             if backend == "numba":
                 raise BackendUnavailable(f"the numba kernels cannot run here: {error}") from error
         else:
-            return CompiledKernels(threads, equal_cores, adapt)
+            return CompiledKernels(threads, equal_cores, adapt, cpus)
     from edgellama_kernels.reference import ReferenceKernels
 
     return ReferenceKernels()

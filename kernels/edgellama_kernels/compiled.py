@@ -29,6 +29,8 @@ from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from edgellama_kernels.expert_layout import PackedExperts
@@ -45,9 +47,15 @@ class CompiledKernels(CheckedKernels):
     name = "numba"
     cache_note = jit.CACHE_NOTE
 
-    def __init__(self, threads: int = 1, equal_cores: bool = True, adapt: bool = True) -> None:
+    def __init__(
+        self,
+        threads: int = 1,
+        equal_cores: bool = True,
+        adapt: bool = True,
+        cpus: Collection[int] = (),
+    ) -> None:
         self.threads = threads
-        self._team = Team(threads, equal_cores, adapt)
+        self._team = Team(threads, equal_cores, adapt, cpus)
 
     def record(
         self,

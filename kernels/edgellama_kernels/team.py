@@ -6,7 +6,10 @@ thread computes what changes no bit.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +18,8 @@ import numpy as np
 from edgellama_kernels import program
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 # Times that a waiting thread lets others run before it gives up: a minute or more, as a part of
@@ -46,13 +51,15 @@ class _Task(NamedTuple):
 class _Worker:
     """A thread that waits for its part of a run."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, cpus: frozenset[int]) -> None:
+        self._cpus = cpus
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         name = f"edgellama-kernels-{number}"
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
+        keep_on(self._cpus)
         while (task := self._tasks.get()) is not None:
             program.run(*task.arguments)
             del task  # and with it the memory that it kept
@@ -67,12 +74,21 @@ class _Worker:
 class Team:
     """Runs tables on up to ``threads`` threads, which may be on cores of unlike speed.
 
-    ``adapts`` is whether a caller may choose fewer of them where that is faster.
+    ``adapts`` is whether a caller may choose fewer of them where that is faster. They are kept on
+    ``cpus``, the caller's thread from its first run on; without any the system chooses.
     """
 
-    def __init__(self, threads: int, equal_cores: bool = True, adapts: bool = True) -> None:
+    def __init__(
+        self,
+        threads: int,
+        equal_cores: bool = True,
+        adapts: bool = True,
+        cpus: Collection[int] = (),
+    ) -> None:
         self.equal_cores, self.adapts = equal_cores, adapts
-        self._workers = [_Worker(number) for number in range(1, threads)]
+        self._cpus = frozenset(cpus)
+        self._caller = 0  # the thread that has been kept on them
+        self._workers = [_Worker(number, self._cpus) for number in range(1, threads)]
         self._renew()
 
     def _renew(self) -> None:
@@ -102,6 +118,9 @@ class Team:
         the float32 that each thread needs for itself; ``claims`` whether threads take small parts
         of the work until none is left, instead of equal parts. Raises TeamStalled.
         """
+        if self._cpus and self._caller != threading.get_ident():
+            self._caller = threading.get_ident()
+            keep_on(self._cpus)
         workers = self._workers[: threads - 1]
         threads = len(workers) + 1
         self._reserve(scratch)
@@ -143,6 +162,16 @@ class Team:
         for worker in workers:
             worker.end()
         return workers
+
+
+def keep_on(cpus: frozenset[int]) -> None:
+    """Keep the calling thread on these CPUs, where the system knows such a thing and allows it.
+
+    A group of processes may be kept to others meanwhile, as Android does in the background.
+    """
+    if cpus and sys.platform != "win32" and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cpus)
 
 
 def address(array: NDArray[Any]) -> int:

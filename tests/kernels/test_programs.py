@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -321,6 +323,28 @@ def test_a_program_goes_on_alone_when_a_thread_is_lost(monkeypatch) -> None:
     assert_same_bits(prepared.run(hidden, turns, caches, 0).halves, expected.halves)
     lost.thread.join(30)
     assert_same_bits(prepared.run(hidden, turns, caches, 0).halves, expected.halves)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_threads_stay_on_their_cpus() -> None:
+    """The caller's from its first run on; a CPU that is not there changes nothing."""
+    here = os.sched_getaffinity(0)
+    cpus = {max(here)}
+
+    def seen(cpus: set[int]) -> list[set[int]]:
+        crew = Team(2, cpus=cpus)
+        table, memory = norms(3)
+        assert crew.run(table, memory, 64, 0, 0, 2, True) == 0
+        workers = [worker.thread.native_id for worker in crew._workers]
+        found = [os.sched_getaffinity(thread) for thread in (*workers, 0)]
+        crew.close()
+        return found
+
+    with ThreadPoolExecutor(1) as caller:
+        assert caller.submit(seen, set()).result() == [here, here]
+        assert caller.submit(seen, {1 << 12}).result() == [here, here]
+        assert caller.submit(seen, cpus).result() == [cpus, cpus]
+    assert os.sched_getaffinity(0) == here
 
 
 def test_a_closed_team_works_on_alone() -> None:

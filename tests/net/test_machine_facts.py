@@ -7,6 +7,7 @@ import platform
 import socket
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
@@ -262,12 +263,45 @@ def test_threads_are_at_least_one_and_at_most_four(monkeypatch: pytest.MonkeyPat
         assert facts.threads_default() == threads
 
 
-def test_without_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+EIGHT = dict.fromkeys(range(4), 1_700_000) | dict.fromkeys(range(4, 7), 2_400_000) | {7: 2_900_000}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "threads", "cores"),
+    [
+        pytest.param({}, None, (2, set(), True), id="nothing is known"),
+        pytest.param({0: 2_000, 1: 1_960}, None, (2, set(), True), id="nearly equal"),
+        pytest.param({0: 2_000, 1: 1_700}, None, (2, set(), False), id="both big, not equal"),
+        pytest.param({0: 2_000, 1: 900}, None, (1, {0}, True), id="one little"),
+        pytest.param({0: 2_000, 1: 900}, 2, (2, set(), False), id="a little one, too"),
+        pytest.param({0: 2_000, 1: 900}, 3, (3, set(), False), id="more than there are"),
+        pytest.param(EIGHT, None, (4, {4, 5, 6, 7}, False), id="phone"),
+        pytest.param(EIGHT, 2, (2, {4, 5, 6, 7}, False), id="phone, two of four"),
+        pytest.param(EIGHT, 5, (5, {0, 4, 5, 6, 7}, False), id="phone, five"),
+    ],
+)
+def test_on_what_a_device_computes(speeds, threads, cores) -> None:
+    cpus = set(speeds) or {0, 1}
+    assert facts.chosen_cores(cpus, speeds, threads) == cores
+
+
+@pytest.mark.parametrize(("count", "cpus"), [(3, {0, 1, 2}), (None, {0})])
+def test_without_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch, count, cpus) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert facts.usable_cpus() == {0, 1, 2}
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert facts.usable_cpus() == {0}
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert facts.usable_cpus.__wrapped__() == cpus
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_cpus_are_those_from_before_threads_were_kept_on_some() -> None:
+    before = facts.usable_cpus()
+
+    def kept() -> frozenset[int]:
+        os.sched_setaffinity(0, {max(before)})
+        return facts.usable_cpus()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(kept).result() == before
 
 
 # --- name -----------------------------------------------------------------------------------

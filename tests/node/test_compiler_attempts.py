@@ -98,7 +98,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     numpy = device_kernels.load("numpy")
 
-    def load(backend: str, threads: int) -> object:
+    def load(backend: str, threads: int, **_cores: object) -> object:
         found.append((backend, os.environ.get(FEATURES)))
         return numpy
 
