@@ -10,10 +10,14 @@ from edgellama.errors import EdgellamaError, WireError
 from edgellama.link.endpoint import Connected, Disconnected, Event, Identity, MessageReceived
 from edgellama.mesh.effects import (
     Administer,
+    CloseJob,
     Effect,
+    FillJob,
+    ForgetJob,
     HeadJob,
     Job,
     JobResult,
+    OpenJob,
     Outbox,
     PromptTokens,
     StageJob,
@@ -41,6 +45,7 @@ from edgellama.wire.messages import (
     MemberStatus,
     Message,
     Notice,
+    OpenSession,
     Piece,
     PlanAnnouncement,
     SessionClosed,
@@ -126,7 +131,8 @@ class MeshNode:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        timers = [self.membership.next_timer(), self.planning.next_timer(), self.home.next_timer()]
+        parts = (self.membership, self.planning, self.home, self.stage)
+        timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -144,6 +150,7 @@ class MeshNode:
         if self.planning.trouble:
             self.gateway.give_up(self.planning.trouble)
         self.home.handle_timer(now)
+        self.stage.handle_timer(now)
 
     def leave(self, now: float) -> None:
         """Tell the others that this node goes."""
@@ -180,6 +187,13 @@ class MeshNode:
             step = self.stage.computed(job, result)
             if step is not None:
                 self.home.row_returned(step, now)
+        elif isinstance(job, FillJob):
+            assert isinstance(result, HiddenRows)
+            self.stage.filled(job, result)
+        elif isinstance(job, OpenJob):
+            assert isinstance(result, tuple)
+            assert not isinstance(result, HiddenRows)
+            self.stage.opened(job, result)
         elif isinstance(job, HeadJob):
             assert isinstance(result, int)
             self.home.token_made(job, result, now)
@@ -256,6 +270,8 @@ class MeshNode:
         match message:
             case Step():
                 self._receive_step(node, message)
+            case OpenSession() | StepNeeded():
+                self.stage.receive(node, message)
             case Heartbeat():
                 self.membership.receive_heartbeat(node, message)
             case Gossip():
@@ -302,8 +318,8 @@ class MeshNode:
                 self.home.session_closed(node, message, self._now)
             case StepFailed():
                 self.home.step_failed(message, self._now)
-            case StepNeeded() | StepStale():
-                # A stale or missing step ends with the next epoch, which begins answers again.
+            case StepStale():
+                # A stale step ends with the next epoch, which begins answers again.
                 return
             case _:
                 raise WireError(f"a member sent a {type(message).__name__}")
@@ -321,18 +337,18 @@ class MeshNode:
         assert plan is not None
         assert facts is not None
         self._least_trip = LeastOfLate()
-        self.stage.follow(plan, facts.width)
+        self.stage.follow(plan, facts.width, self._now)
         self.home.follow(plan, self._surroundings.vocabulary(), self._now)
         self.gateway.follow(plan)
 
     def _job_failed(self, job: Job, error: EdgellamaError) -> None:
-        if isinstance(job, StageJob) and self.planning.active is not None:
-            if self.planning.active.home == self._me:
-                self.home.fail(job.session, error, self._now)
-            else:
-                self.stage.failed(job, str(error))
-        elif not isinstance(job, StageJob):
+        if isinstance(job, CloseJob | ForgetJob):
+            return  # what is to be freed is not there
+        at_home = self.planning.active is not None and self.planning.active.home == self._me
+        if isinstance(job, TokenizeJob | HeadJob) or at_home:
             self.home.fail(job.session, error, self._now)
+        else:
+            self.stage.failed(job, str(error))
 
     def _token_took(self, trip_s: float) -> None:
         """Take note of a token's way round the ring; tell those who may be loading meanwhile."""

@@ -13,7 +13,7 @@ from edgellama.link.endpoint import Priority
 if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
     from edgellama.mesh.transfer_pace import DecodeDelay
-    from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings
+    from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings, Span
     from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
     from edgellama.wire.messages import Ask, Message
 
@@ -114,6 +114,49 @@ class StageJob:
 
 
 @dataclass(frozen=True)
+class OpenJob:
+    """Go on with an answer under this epoch, with what is kept of its KV cache.
+
+    ``key`` names the answer under every epoch; of a cache longer than ``length`` the rest is not
+    used. The result is, for each layer of the span, how many positions it holds.
+    """
+
+    epoch: int
+    session: int
+    key: int
+    length: int
+
+
+@dataclass(frozen=True)
+class FillJob:
+    """Compute the layers ``span`` for positions that the session as a whole has behind it.
+
+    Home gives ``tokens`` to embed where the span begins with the first layer, or is empty there;
+    else ``hidden`` are the rows before layer ``span.first``. The result is HiddenRows: those
+    before layer ``span.past``. What a layer holds already is written again with the same bits.
+    """
+
+    epoch: int
+    session: int
+    span: Span
+    position: int
+    tokens: tuple[int, ...] = ()
+    hidden: HiddenRows | None = None
+
+    @property
+    def count(self) -> int:
+        """How many positions the job computes."""
+        return len(self.tokens) if self.hidden is None else len(self.hidden.exponents)
+
+
+@dataclass(frozen=True)
+class ForgetJob:
+    """Free what is kept of an answer that nobody goes on with; the result is None."""
+
+    key: int
+
+
+@dataclass(frozen=True)
 class HeadJob:
     """Make the token that stands at ``position`` from the row before it; the result is its id."""
 
@@ -142,7 +185,7 @@ class PromptTokens:
     is_templated: bool
 
 
-Job = TokenizeJob | StageJob | HeadJob | CloseJob
+Job = TokenizeJob | OpenJob | FillJob | StageJob | HeadJob | CloseJob | ForgetJob
 
 
 @dataclass(frozen=True)
@@ -165,7 +208,7 @@ Effect = (
     | Run
 )
 
-JobResult = PromptTokens | HiddenRows | int | None
+JobResult = PromptTokens | tuple[int, ...] | HiddenRows | int | None
 
 
 class Outbox:

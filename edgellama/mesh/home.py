@@ -27,6 +27,7 @@ from edgellama.wire.messages import (
     CloseSession,
     Failure,
     Finished,
+    OpenSession,
     Piece,
     SessionClosed,
     Step,
@@ -116,11 +117,15 @@ class Home:
             self._tokenize(session)
 
     def stage_connected(self, node: NodeId) -> None:
-        """Close again what a stage may not have heard of before its connection was away."""
+        """Say again of sessions what a stage may not have heard before its connection was away."""
+        plan = self._plan
+        if plan is None or plan.stage_of(node) is None:
+            return
         for session in self._sessions.values():
             if node in session.closing:
-                assert self._plan is not None
-                self._outbox.send(node, CloseSession(self._plan.epoch, session.id))
+                self._outbox.send(node, CloseSession(plan.epoch, session.id))
+            elif session.state == RUNNING:
+                self._outbox.send(node, self._opening(session))
 
     def cancel(self, gateway: NodeId, request: int, now: float) -> None:
         """Stop an answer that its gateway does not want any more; another one may want it now."""
@@ -247,10 +252,9 @@ class Home:
         self._outbox.put(Run(TokenizeJob(session.id, session.ask, self._plan.context)))
 
     def _begin_again(self, session: Session) -> None:
-        """Under a new epoch no stage knows the session: its known tokens go round once more."""
+        """Under a new epoch the session has another number, and steps under way are lost."""
         session.id = next(self._ids)
         self._sessions[session.id] = session
-        session.fed = 0
         session.returned.clear()
         if session.state == TOKENIZING:
             self._tokenize(session)
@@ -273,7 +277,26 @@ class Home:
             if len(session.generated) >= session.ask.tokens_max or session.known >= plan.context:
                 self._begin_close(session, "length", now)
             else:
+                self._open(session, plan)
                 self._feed(session, now)
+
+    def _open(self, session: Session, plan: Plan) -> None:
+        """Tell every stage of the session, and how far an earlier epoch has brought it.
+
+        The last known position is computed once more: the row that came of it may be lost.
+        """
+        if session.generated:
+            session.fed = session.known
+        session.fed = session.resumed_at = max(0, min(session.fed, session.known - 1))
+        opening = self._opening(session)
+        self._stage.open_home(opening, session.tokens(0, session.resumed_at))
+        for placement in plan.stages[1:]:
+            self._outbox.send(placement.node, opening)
+
+    def _opening(self, session: Session) -> OpenSession:
+        assert self._plan is not None
+        key = session.key(self._plan.model_root)
+        return OpenSession(self._plan.epoch, session.id, key, session.resumed_at)
 
     def _feed(self, session: Session, now: float) -> None:
         """Send known tokens that the ring has not seen, a few chunks at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol
 
 from edgellama.values import LinkCounters, NodeId
@@ -48,6 +49,7 @@ class Session:
     stream: TextStream | None = None
     fed: int = 0  # positions given to the ring
     fed_at: float = 0.0  # when the last of them were
+    resumed_at: int = 0  # what came before this position an earlier epoch has computed
     returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
     started_at: float = 0.0
     first_token_at: float = 0.0
@@ -61,6 +63,15 @@ class Session:
     def known(self) -> int:
         """How many tokens are known, the prompt's and the answer's."""
         return len(self.prompt) + len(self.generated)
+
+    def key(self, model_root: str) -> int:
+        """Return what names the answer under every epoch, whoever is home: never 0.
+
+        It follows from all that the tokens follow from, so what a device has kept under this name
+        is of these very tokens.
+        """
+        named = repr((self.ask.request, self.ask.sampling, self.prompt, model_root))
+        return int.from_bytes(blake2b(named.encode(), digest_size=8).digest(), "big") or 1
 
     def tokens(self, first: int, past: int) -> tuple[int, ...]:
         """Return the known tokens from position ``first`` up to ``past``."""

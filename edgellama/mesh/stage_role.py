@@ -3,24 +3,32 @@
 A step is named by (epoch, session, position), so a repeated one is answered from the outputs
 kept, a step from the future waits for the ones before it, and a step of an older epoch is told
 the epoch in force. Home's own layers go through here as well, as stage 0.
+
+An answer that was under way when the plan changed goes on: what is still held of its KV cache
+serves, and the rest is filled from rows that this stage or the one before has kept, or computes
+again. See ``refill``.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from edgellama_kernels import HiddenRows
 
 from edgellama.errors import WireError
 from edgellama.link.endpoint import Priority
-from edgellama.mesh.effects import CloseJob, Outbox, Run, StageJob
-from edgellama.values import LinkCounters, NodeId, Plan
+from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
+from edgellama.mesh.kept_rows import KeptRows
+from edgellama.mesh.refill import CHUNK_ROWS, Chunk, Refill, window_rows
+from edgellama.mesh.stage_session import Input, StageSession
+from edgellama.model.hidden import take_rows
+from edgellama.values import LinkCounters, NodeId, Plan, Span
 from edgellama.wire.activations import ActivationEncoder, decode_hidden
 from edgellama.wire.messages import (
     CloseSession,
+    OpenSession,
     SessionClosed,
     Step,
     StepFailed,
@@ -32,24 +40,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS_UNDER_WAY_MAX: Final = 16  # of one session in the whole ring, however many stages
-WAITING_STEPS_MAX: Final = 64  # of an epoch that is not in force here yet, of all sessions
+WAITING_MAX: Final = 64  # messages of an epoch that is not in force here yet, of all sessions
 SESSIONS_MAX: Final = 64  # a bound on hostile or forgotten sessions, above any plan's own
 CLOSED_KEPT: Final = 1024  # far more sessions than can end while a step is on its way
+ABANDONED_S: Final = 20.0  # an answer that nobody has gone on with for so long is forgotten
 
 
 def steps_under_way_max(plan: Plan) -> int:
     """Return how many steps of a session home lets be on their way: every stage has work."""
     return min(len(plan.stages) + 1, STEPS_UNDER_WAY_MAX)
-
-
-@dataclass
-class _Session:
-    length: int = 0  # positions computed or being computed
-    early: dict[int, Step] = field(default_factory=dict)
-    outputs: OrderedDict[int, Step] = field(default_factory=OrderedDict)
-    jobs: dict[int, Step] = field(default_factory=dict)  # under way, by position
-    failure: str = ""  # why a step could not be computed
-    counters_at_start: LinkCounters = field(default_factory=LinkCounters)
 
 
 class StageRole:
@@ -69,24 +68,49 @@ class StageRole:
         self._plan: Plan | None = None
         self._width = 0
         self._stage = -1
-        self._sessions: dict[int, _Session] = {}
+        self._span = Span(0, 0)
+        self._sessions: dict[int, StageSession] = {}
         # (epoch, session): a step that comes later must not open it again.
         self._closed: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._encoder = ActivationEncoder(peer_reads_lz4=False)
-        self._waiting: list[tuple[NodeId, Step]] = []  # of an epoch that is not in force here yet
+        # Of an epoch that is not in force here yet.
+        self._waiting: list[tuple[NodeId, Step | OpenSession | StepNeeded]] = []
+        self._kept = KeptRows()
+        self._abandoned: dict[int, float] = {}  # keys of answers, and since when
 
-    def follow(self, plan: Plan, width: int) -> None:
-        """Begin a new epoch: sessions of the old one are void."""
+    @property
+    def sessions_open(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
+
+    def follow(self, plan: Plan, width: int, now: float) -> None:
+        """Begin a new epoch: of the old one's sessions only what they hold is kept."""
+        keys = [*self._abandoned, *(each.key for each in self._sessions.values() if each.key)]
+        self._abandoned = dict.fromkeys(keys[-SESSIONS_MAX:], now)
         self._plan, self._width = plan, width
         stage = plan.stage_of(self._me)
         self._stage = -1 if stage is None else stage
+        self._span = Span(0, 0) if stage is None else plan.stages[stage].span
         self._sessions.clear()
         if stage is not None:
             self._encoder = ActivationEncoder(peer_reads_lz4=self._peer_reads_lz4(self._next()))
         waiting, self._waiting = self._waiting, []
-        for node, step in waiting:
+        for node, message in waiting:
             with contextlib.suppress(WireError):  # as for a step that has just come
-                self.receive(node, step)
+                self.receive(node, message)
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called."""
+        since = min(self._abandoned.values(), default=None)
+        return None if since is None else since + ABANDONED_S
+
+    def handle_timer(self, now: float) -> None:
+        """Forget answers that nobody goes on with."""
+        for key, since in list(self._abandoned.items()):
+            if now >= since + ABANDONED_S:
+                del self._abandoned[key]
+                self._kept.forget(key)
+                self._outbox.put(Run(ForgetJob(key)))
 
     def peer_connected(self, node: NodeId) -> None:
         """Say again what may have been lost with an earlier connection to this node."""
@@ -99,30 +123,51 @@ class StageRole:
             if node == self._next():
                 for done in session.outputs.values():
                     self._pass_on(done)
+            if node == self._before():
+                session.asked_past = 0
+                self._advance(session_id, session)
 
-    def receive(self, node: NodeId, step: Step) -> None:
-        """Compute a step of the stage before, answer it again, or say what is missing."""
+    def receive(self, node: NodeId, message: Step | OpenSession | StepNeeded) -> None:
+        """Take what home or a neighbour says of a session, in this epoch or another."""
         plan = self._plan
-        if plan is None or step.epoch > plan.epoch:
-            if len(self._waiting) < WAITING_STEPS_MAX:
-                self._waiting.append((node, step))
-        elif step.epoch < plan.epoch:
+        if plan is None or message.epoch > plan.epoch:
+            if len(self._waiting) < WAITING_MAX:
+                self._waiting.append((node, message))
+        elif message.epoch < plan.epoch:
             self._outbox.send(node, StepStale(plan.epoch))
-        elif step.stage == self._stage > 0 and (step.epoch, step.session) not in self._closed:
-            self._take(node, plan, step)
+        elif (message.epoch, message.session) in self._closed or self._stage < 0:
+            return
+        elif isinstance(message, StepNeeded):
+            self._needed(node, message)
+        elif isinstance(message, OpenSession):
+            if node == plan.home and self._stage > 0:
+                self._open(plan, message, ())
+        elif message.stage == self._stage > 0:
+            self._take(node, plan, message)
 
     def _take(self, node: NodeId, plan: Plan, step: Step) -> None:
         session = self._session(step.session)
         if session is None:
             reason = f"{SESSIONS_MAX} sessions are open on this device"
             self._outbox.send(plan.home, StepFailed(plan.epoch, step.session, reason))
+        elif step.position < session.target:
+            self._take_kept_rows(session, step)
         elif step.position < session.length:
             self._answer_again(session, step.position)
         elif step.position > session.length and len(session.early) >= STEPS_UNDER_WAY_MAX:
             self._outbox.send(node, StepNeeded(plan.epoch, step.session, session.length))
         else:
-            session.early[step.position] = step
+            session.early[step.position] = Input(step)
             self._start_due(session)
+
+    # Home
+
+    def open_home(self, opening: OpenSession, tokens: tuple[int, ...]) -> None:
+        """As home: go on with an answer whose known positions are of these tokens."""
+        assert self._plan is not None
+        assert self._stage == 0
+        assert len(tokens) == opening.length
+        self._open(self._plan, opening, tokens)
 
     def run_home(
         self, session_id: int, position: int, tokens: tuple[int, ...], wanted: int
@@ -133,17 +178,174 @@ class StageRole:
         assert self._stage == 0
         session = self._session(session_id)
         assert session is not None
-        assert position == session.length
         count = len(tokens)
-        session.jobs[position] = Step(plan.epoch, session_id, position, count, 0, wanted, 0, 0, b"")
-        session.length += count
-        self._outbox.put(Run(StageJob(plan.epoch, session_id, position, tokens=tokens)))
+        step = Step(plan.epoch, session_id, position, count, 0, wanted, 0, 0, b"")
+        session.early[position] = Input(step, tokens)
+        self._start_due(session)
+
+    # An answer that goes on
+
+    def _open(self, plan: Plan, message: OpenSession, tokens: tuple[int, ...]) -> None:
+        session = self._session(message.session)
+        if session is None or session.key:
+            return  # no room, which a step will say; or told before
+        session.key = message.key
+        session.target, session.tokens = message.length, tokens
+        self._abandoned.pop(message.key, None)
+        if message.length:
+            self._kept.forget_other(message.key, range(self._span.first, self._span.past + 1))
+        else:
+            self._kept.forget(message.key)
+        self._outbox.put(Run(OpenJob(plan.epoch, message.session, message.key, message.length)))
+
+    def opened(self, job: OpenJob, lengths: tuple[int, ...]) -> None:
+        """Take what this device holds of an answer, and begin to fill in the rest."""
+        session = self._session_of(job)
+        if session is None or not job.length:
+            return
+        session.refill = Refill(self._span, lengths, job.length)
+        for wanted in session.wanted:
+            session.refill.want(*wanted)
+        self._advance(job.session, session)
+
+    def _needed(self, node: NodeId, message: StepNeeded) -> None:
+        session = self._session(message.session)
+        if session is None or node != self._next():
+            return
+        if not message.past:  # steps that overtook others
+            for position, done in session.outputs.items():
+                if position >= message.length:
+                    self._pass_on(done)
+        elif session.refill is None:
+            session.wanted.append((message.length, message.past))
+        else:
+            session.refill.want(message.length, message.past)
+            self._advance(message.session, session)
+
+    def _take_kept_rows(self, session: StageSession, step: Step) -> None:
+        try:
+            rows = self._rows(step, step.count)
+        except WireError as error:
+            self._refuse(session, step, error)
+            return
+        if len(session.inputs) < STEPS_UNDER_WAY_MAX:
+            session.inputs[step.position] = rows
+        self._advance(step.session, session)
+
+    def _advance(self, session_id: int, session: StageSession) -> None:
+        """Do the next thing towards a full session: give rows, compute a chunk, or ask for rows."""
+        refill = session.refill
+        if refill is None or session.is_filling:
+            return
+        self._give_rows(session_id, session, refill)
+        chunk = refill.next_chunk()
+        if chunk is not None:
+            self._fill(session_id, session, refill, chunk)
+        elif session.length < session.target:
+            session.length = session.target
+            session.inputs.clear()
+            self._start_due(session)
+
+    def _fill(self, session_id: int, session: StageSession, refill: Refill, chunk: Chunk) -> None:
+        """Compute a chunk from the nearest rows that are at hand, or ask for those it needs."""
+        assert self._plan is not None
+        epoch, position = self._plan.epoch, chunk.position
+        tokens: tuple[int, ...] = ()
+        first, hidden = self._kept_rows(session, chunk)
+        if hidden is None and self._stage == 0:
+            tokens = session.tokens[position : chunk.position_past]
+        elif hidden is None:
+            hidden = self._input(session, chunk)
+        if hidden is None and not tokens:
+            self._ask_for_rows(session_id, session, position)
+            return
+        session.is_filling = True
+        span = Span(first, chunk.past)
+        self._outbox.put(Run(FillJob(epoch, session_id, span, position, tokens, hidden)))
+        if self._stage > 0 and position + window_rows(self._width) // 2 >= session.asked_past > 0:
+            self._ask_for_rows(session_id, session, session.asked_past)
+
+    def _kept_rows(self, session: StageSession, chunk: Chunk) -> tuple[int, HiddenRows | None]:
+        """Return kept rows for a chunk and the layer that they go into, the first one without."""
+        for layer in range(chunk.lowest, self._span.first - 1, -1):
+            rows = self._kept.get(session.key, layer, chunk.position, chunk.position_past)
+            if rows is not None:
+                return layer, rows
+        return self._span.first, None
+
+    def _input(self, session: StageSession, chunk: Chunk) -> HiddenRows | None:
+        """Take the rows for a chunk from what the stage before has given."""
+        for position in [each for each in session.inputs if each < chunk.position]:
+            del session.inputs[position]
+        if chunk.position < session.inputs_past:
+            session.asked_past = 0  # they came once and were used, but not for the next stage
+        rows = session.inputs.pop(chunk.position, None)
+        count = chunk.position_past - chunk.position
+        if rows is not None and len(rows.exponents) > count:
+            session.inputs[chunk.position_past] = take_rows(rows, count, len(rows.exponents))
+            rows = take_rows(rows, 0, count)
+        session.inputs_past = chunk.position + (len(rows.exponents) if rows is not None else 0)
+        return rows
+
+    def _ask_for_rows(self, session_id: int, session: StageSession, position: int) -> None:
+        if position < session.asked_past or position >= session.target:
+            return
+        assert self._plan is not None
+        session.asked_past = min(position + window_rows(self._width), session.target)
+        needed = StepNeeded(self._plan.epoch, session_id, position, session.asked_past)
+        self._outbox.send(self._before(), needed)
+
+    def filled(self, job: FillJob, hidden: HiddenRows) -> None:
+        """Take the rows of a chunk that was computed."""
+        session = self._session_of(job)
+        if session is None or session.refill is None:
+            return
+        session.is_filling = False
+        past = job.position + len(hidden.exponents)
+        session.refill.filled(job.span, past)
+        if job.span.past == self._span.past:
+            self._keep_rows(session, job.position, hidden)
+            # They may lie before what is kept, and so not be kept themselves.
+            first, end = session.refill.wanted
+            end = min(end, past)
+            if job.position <= first < end:
+                rows = take_rows(hidden, first - job.position, end - job.position)
+                self._give(job.session, first, rows)
+                session.refill.gave(end)
+        self._advance(job.session, session)
+
+    def _keep_rows(self, session: StageSession, position: int, hidden: HiddenRows) -> None:
+        """Keep rows that went to the next stage for whoever takes over its layers."""
+        assert self._plan is not None
+        if session.key and self._stage + 1 < len(self._plan.stages):
+            self._kept.add(session.key, self._span.past, position, hidden)
+
+    def _give_rows(self, session_id: int, session: StageSession, refill: Refill) -> None:
+        """Give the next stage the rows that it has asked for, as far as they are kept."""
+        while True:
+            first, past = refill.wanted
+            rows = self._kept.get(
+                session.key, self._span.past, first, min(past, first + CHUNK_ROWS)
+            )
+            if rows is None:
+                return
+            self._give(session_id, first, rows)
+            refill.gave(first + len(rows.exponents))
+
+    def _give(self, session_id: int, position: int, rows: HiddenRows) -> None:
+        assert self._plan is not None
+        count, stage = len(rows.exponents), self._stage + 1
+        codec, payload = self._encoder.encode(rows)
+        epoch = self._plan.epoch
+        self._pass_on(Step(epoch, session_id, position, count, stage, 0, count, codec, payload))
+
+    # What was computed
 
     def computed(self, job: StageJob, hidden: HiddenRows) -> Step | None:
         """Pass computed rows on; return the step where it goes to home and this node is home."""
         plan = self._plan
-        session = self._sessions.get(job.session)
-        if plan is None or job.epoch != plan.epoch or session is None:
+        session = self._session_of(job)
+        if plan is None or session is None:
             return None
         step = session.jobs.pop(job.position, None)
         if step is None:
@@ -154,13 +356,14 @@ class StageRole:
             session.outputs.popitem(last=False)
         if self._next() == self._me:
             return done
+        self._keep_rows(session, job.position, hidden)
         self._pass_on(done)
         return None
 
-    def failed(self, job: StageJob, reason: str) -> None:
+    def failed(self, job: StageJob | OpenJob | FillJob, reason: str) -> None:
         """Tell home that a step cannot be computed."""
-        session = self._sessions.get(job.session)
-        if self._plan is not None and job.epoch == self._plan.epoch and session is not None:
+        session = self._session_of(job)
+        if self._plan is not None and session is not None:
             session.failure = reason
             self._outbox.send(self._plan.home, StepFailed(job.epoch, job.session, reason))
 
@@ -183,29 +386,43 @@ class StageRole:
         session = self._sessions.pop(session_id, None)
         if session is None or self._plan is None:
             return LinkCounters()
+        self._kept.forget(session.key)
         self._outbox.put(Run(CloseJob(self._plan.epoch, session_id)))
         return self._counters() - session.counters_at_start
 
-    def _session(self, session_id: int) -> _Session | None:
+    def _session(self, session_id: int) -> StageSession | None:
         session = self._sessions.get(session_id)
         if session is None and len(self._sessions) < SESSIONS_MAX:
-            session = self._sessions[session_id] = _Session(counters_at_start=self._counters())
+            session = StageSession(counters_at_start=self._counters())
+            self._sessions[session_id] = session
         return session
 
-    def _start_due(self, session: _Session) -> None:
-        while (step := session.early.pop(session.length, None)) is not None:
+    def _session_of(self, job: StageJob | OpenJob | FillJob) -> StageSession | None:
+        """Return the session that a job belongs to, unless its epoch is over."""
+        if self._plan is None or job.epoch != self._plan.epoch:
+            return None
+        return self._sessions.get(job.session)
+
+    def _start_due(self, session: StageSession) -> None:
+        if not session.is_ready:
+            return
+        while (due := session.early.pop(session.length, None)) is not None:
+            step = due.step
             try:
-                hidden = self._rows(step, step.count)
+                hidden = None if due.tokens else self._rows(step, step.count)
             except WireError as error:
-                session.failure = f"{error}, to {self._me[:8]}"
-                assert self._plan is not None
-                failed = StepFailed(step.epoch, step.session, session.failure)
-                self._outbox.send(self._plan.home, failed)
+                self._refuse(session, step, error)
                 return
             session.jobs[step.position] = step
             session.length += step.count
-            job = StageJob(step.epoch, step.session, step.position, hidden=hidden)
+            job = StageJob(step.epoch, step.session, step.position, due.tokens, hidden)
             self._outbox.put(Run(job))
+
+    def _refuse(self, session: StageSession, step: Step, error: WireError) -> None:
+        assert self._plan is not None
+        session.failure = f"{error}, to {self._me[:8]}"
+        failed = StepFailed(step.epoch, step.session, session.failure)
+        self._outbox.send(self._plan.home, failed)
 
     def _rows(self, step: Step, count: int) -> HiddenRows:
         assert self._plan is not None
@@ -215,7 +432,7 @@ class StageRole:
             raise WireError(f"a step came with {step.rows} rows where {count} belong")
         return decode_hidden(step.codec, step.rows, self._width, step.payload)
 
-    def _answer_again(self, session: _Session, position: int) -> None:
+    def _answer_again(self, session: StageSession, position: int) -> None:
         done = session.outputs.get(position)
         if done is not None and self._next() != self._me:
             self._pass_on(done)
@@ -247,3 +464,8 @@ class StageRole:
         assert self._plan is not None
         stages = self._plan.stages
         return stages[(self._stage + 1) % len(stages)].node
+
+    def _before(self) -> NodeId:
+        assert self._plan is not None
+        stages = self._plan.stages
+        return stages[(self._stage - 1) % len(stages)].node

@@ -66,15 +66,26 @@ class Stage:
         """Return the open sessions, the oldest first."""
         return tuple(self._sessions)
 
-    def open(self, session: int) -> None:
-        """Begin a session of length 0. Raises WireError when it is open or there is no room."""
+    def open(self, session: int, cache: SessionCache | None = None) -> None:
+        """Begin a session of length 0, or go on with the cache of one that was released.
+
+        Raises WireError when it is open or there is no room.
+        """
         if session in self._sessions:
             raise WireError(f"session {session} is already open on this stage")
         if len(self._sessions) >= self.sessions_max:
             raise WireError(f"this stage already holds {self.sessions_max} sessions, its maximum")
-        self._sessions[session] = SessionCache.allocate(
-            self._config, len(self._layers), self.context, self._cache_kind
-        )
+        if cache is None:
+            cache = SessionCache.allocate(
+                self._config, len(self._layers), self.context, self._cache_kind
+            )
+        assert len(cache.layers) == len(self._layers)
+        self._sessions[session] = cache
+
+    def release(self, session: int) -> SessionCache:
+        """Forget a session and return its cache. Raises WireError when it is not open."""
+        self._session(session)
+        return self._sessions.pop(session)
 
     def length(self, session: int) -> int:
         """Return how many positions the session holds. Raises WireError when it is not open."""
@@ -89,8 +100,7 @@ class Stage:
 
     def close(self, session: int) -> None:
         """Free a session's memory. Raises WireError when it is not open."""
-        self._session(session)
-        del self._sessions[session]
+        self.release(session)
 
     def forward(self, session: int, hidden: HiddenRows, position: int) -> HiddenRows:
         """Compute the span for T tokens that follow what the session holds.

@@ -6,26 +6,34 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellama_kernels import CacheKind
+
 from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.mesh.effects import (
     CloseJob,
+    FillJob,
+    ForgetJob,
     HeadJob,
     Job,
     JobResult,
+    OpenJob,
     PromptTokens,
     StageJob,
     TokenizeJob,
 )
+from edgellama.model.cache import SessionCache
 from edgellama.model.conversation import continued, conversation, fitting
 from edgellama.model.head import Head
 from edgellama.model.sampling import sample
 from edgellama.model.stage import Stage
+from edgellama.node.epoch_stage import EpochStage
+from edgellama.node.kept_caches import KeptCaches
 from edgellama.node.kernels import prove
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgellama_kernels import HiddenRows, Kernels
+    from edgellama_kernels import CacheLayer, HiddenRows, Kernels
 
     from edgellama.model.chat_template import ChatTemplate
     from edgellama.model.config import ModelConfig
@@ -53,10 +61,11 @@ class Engine:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._stages: dict[int, Stage] = {}
+        self._stages: dict[int, EpochStage] = {}
         self._heads: dict[int, Head] = {}
         self._tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        self._kept = KeptCaches()
 
     @property
     def backend(self) -> str:
@@ -83,27 +92,33 @@ class Engine:
 
     def install(self, loaded: LoadedSpan) -> None:
         """Make ready to compute under the plan's epoch."""
-        plan = loaded.plan
-        if loaded.span.layers:
-            self._stages[plan.epoch] = Stage(
-                self._kernels,
-                loaded.config,
-                loaded.span,
-                loaded.layers,
-                plan.context,
-                plan.sessions_max,
-                plan.kv_kind,
-            )
+        plan, span = loaded.plan, loaded.span
+        if span.layers:
+
+            def build(part: Span) -> Stage:
+                layers = loaded.layers[part.first - span.first : part.past - span.first]
+                return Stage(
+                    *(self._kernels, loaded.config, part, layers),
+                    *(plan.context, plan.sessions_max, plan.kv_kind),
+                )
+
+            def allocate() -> CacheLayer:
+                return SessionCache.allocate(
+                    loaded.config, 1, plan.context, CacheKind(plan.kv_kind)
+                ).layers[0]
+
+            self._stages[plan.epoch] = EpochStage(plan, span, build, allocate)
         if loaded.home is not None:
             self._heads[plan.epoch] = Head(self._kernels, loaded.config, loaded.home)
             self._tokenizer = loaded.tokenizer
             self._template = loaded.template
 
     def drop_before(self, epoch: int) -> None:
-        """Free the stages, and with them the KV caches, of older epochs."""
-        for parts in (self._stages, self._heads):
-            for old in [each for each in parts if each < epoch]:
-                del parts[old]
+        """Free the stages of older epochs; KV caches are kept for whoever goes on."""
+        for old in sorted(each for each in self._stages if each < epoch):
+            self._stages.pop(old).retire(self._kept)
+        for old in [each for each in self._heads if each < epoch]:
+            del self._heads[old]
 
     def run(self, job: Job) -> JobResult | EdgellamaError:
         """Return the job's result, or the error that a person may read."""
@@ -123,10 +138,20 @@ class Engine:
                 return sample(logits, job.sampling, job.position, job.recent)
             case TokenizeJob():
                 return self._prompt_tokens(job.ask, job.context)
+            case OpenJob():
+                stage = self._stages.get(job.epoch)
+                if stage is None:
+                    return ()  # home without layers of its own
+                return stage.open(job.session, job.key, job.length, self._kept)
+            case FillJob():
+                return self._fill(job)
             case CloseJob():
                 stage = self._stages.get(job.epoch)
-                if stage is not None and job.session in stage.sessions():
+                if stage is not None:
                     stage.close(job.session)
+                return None
+            case ForgetJob():
+                self._kept.forget(job.key)
                 return None
 
     def _prompt_tokens(self, ask: Ask, context: int) -> PromptTokens:
@@ -158,9 +183,16 @@ class Engine:
             if job.hidden is None:
                 return hidden  # home without layers of its own
             raise EdgellamaError("the layers of this epoch are not held here any more")
-        if job.position == 0:
-            stage.open(job.session)
-        return stage.forward(job.session, hidden, job.position)
+        return stage.forward(job.session, hidden, job.position, self._kept)
+
+    def _fill(self, job: FillJob) -> HiddenRows:
+        hidden = job.hidden if job.hidden is not None else self._head(job.epoch).embed(job.tokens)
+        if not job.span.layers:
+            return hidden
+        stage = self._stages.get(job.epoch)
+        if stage is None:
+            raise EdgellamaError("the layers of this epoch are not held here any more")
+        return stage.fill(job.session, job.span, hidden, job.position)
 
     def _head(self, epoch: int) -> Head:
         head = self._heads.get(epoch)

@@ -12,12 +12,14 @@ from hashlib import blake2b, shake_128
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-from edgellama_kernels import HiddenRows
+from edgellama_kernels import CacheLayer, HiddenRows
 
 from edgellama.errors import WireError
+from edgellama.model.cache import SessionCache
 from edgellama.model.conversation import continued, fitting
 from edgellama.model.sampling import sample
 from edgellama.node.engine import Engine
+from edgellama.node.epoch_stage import EpochStage
 from edgellama.values import ModelFacts, NodeId, Plan, Span, Turn
 
 if TYPE_CHECKING:
@@ -110,36 +112,31 @@ class FakeHead:
         return noise.astype(np.float32) / np.float32(8192) - np.float32(4)
 
 
-@dataclass
-class _FakeSession:
-    length: int
-    histories: list[bytes]  # for each layer a digest of all that it has seen: its KV cache
-
-
 class FakeStage:
-    """Layers ``span`` with what they remember of each session; refuses what a Stage refuses."""
+    """Layers ``span``; a layer's cache is a digest of all that it has seen, for every position.
+
+    Refuses what a Stage refuses.
+    """
 
     def __init__(self, model: FakeModel, span: Span, context: int, sessions_max: int) -> None:
         self._model, self._span = model, span
         self._context, self._sessions_max = context, sessions_max
-        self._sessions: dict[int, _FakeSession] = {}
+        self._sessions: dict[int, SessionCache] = {}
 
-    def sessions(self) -> tuple[int, ...]:
-        """Return the open sessions."""
-        return tuple(self._sessions)
-
-    def open(self, session: int) -> None:
-        """Begin a session."""
+    def open(self, session: int, cache: SessionCache | None = None) -> None:
+        """Begin a session, or go on with a cache."""
         if session in self._sessions:
             raise WireError(f"session {session} is already open on this stage")
         if len(self._sessions) >= self._sessions_max:
             raise WireError(f"this stage already holds {self._sessions_max} sessions, its maximum")
-        self._sessions[session] = _FakeSession(0, [b""] * self._span.layers)
+        if cache is None:
+            cache = SessionCache(tuple(empty_cache() for _ in range(self._span.layers)))
+        assert len(cache.layers) == self._span.layers
+        self._sessions[session] = cache
 
-    def close(self, session: int) -> None:
-        """End a session."""
-        if self._sessions.pop(session, None) is None:
-            raise WireError(f"session {session} is not open on this stage")
+    def release(self, session: int) -> SessionCache:
+        """Forget a session and return its cache."""
+        return self._sessions.pop(session)
 
     def forward(self, session: int, hidden: HiddenRows, position: int) -> HiddenRows:
         """Return the rows after the span's layers."""
@@ -152,18 +149,28 @@ class FakeStage:
             raise WireError(f"session {session} would outgrow its context of {self._context}")
         assert hidden.halves.shape == (len(hidden.exponents), WIDTH)
         for index, layer in enumerate(range(*self._span)):
-            hidden = self._layer(known, index, layer, hidden)
-        known.length += len(hidden.exponents)
+            seen: list[bytes] = cast("Any", known.layers[index])
+            hidden = self._layer(seen, layer, hidden, position)
+        known.length = position + len(hidden.exponents)
         return hidden
 
-    def _layer(self, known: _FakeSession, index: int, layer: int, hidden: HiddenRows) -> HiddenRows:
+    def _layer(
+        self, seen: list[bytes], layer: int, hidden: HiddenRows, position: int
+    ) -> HiddenRows:
+        """Compute one layer; ``seen[p]`` is what it remembers of the positions up to ``p``."""
         digests = []
         for row in range(len(hidden.exponents)):
-            seen = hidden.halves[row].tobytes(), int(hidden.exponents[row]), known.length + row
-            history = _digest(self._model.name, layer, known.histories[index], seen)
-            known.histories[index] = history
-            digests.append(history)
+            at = position + row
+            given = hidden.halves[row].tobytes(), int(hidden.exponents[row]), at
+            before = seen[at - 1] if at else b""
+            digests.append(_digest(self._model.name, layer, before, given))
+            seen[at : at + 1] = digests[-1:]
         return _rows(digests)
+
+
+def empty_cache() -> CacheLayer:
+    """Return what a layer of hashes remembers at first."""
+    return cast("Any", [])  # type: ignore[no-any-return]
 
 
 class FakeStream:
@@ -210,15 +217,19 @@ class FakeEngine(Engine):
         assert stage is not None
         span = plan.stages[stage].span
         if span.layers:
-            fake = FakeStage(model, span, plan.context, plan.sessions_max)
-            self._stages[plan.epoch] = cast("Any", fake)
+
+            def build(part: Span) -> Any:
+                return FakeStage(model, part, plan.context, plan.sessions_max)
+
+            self._stages[plan.epoch] = EpochStage(plan, span, build, empty_cache)
         if stage == 0:
             self._heads[plan.epoch] = cast("Any", FakeHead(model))
             self._tokenizer = cast("Any", FakeTokenizer())
 
     def sessions_held(self) -> list[tuple[int, int]]:
-        """Return (epoch, session) of every KV cache that is held."""
-        return [(epoch, each) for epoch, stage in self._stages.items() for each in stage.sessions()]
+        """Return (epoch, session) of every KV cache in use, and (0, key) of those that are kept."""
+        used = [(epoch, each) for epoch, stage in self._stages.items() for each in stage.sessions()]
+        return used + [(0, key) for key in self._kept.answers()]
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ from edgellama.wire.status_messages import (
 from edgellama.wire.step_messages import (
     STEP_MESSAGES,
     CloseSession,
+    OpenSession,
     SessionClosed,
     Step,
     StepFailed,
@@ -110,6 +111,7 @@ __all__ = [
     "MemberStatus",
     "Message",
     "Notice",
+    "OpenSession",
     "Piece",
     "PlanAnnouncement",
     "SessionClosed",

@@ -35,11 +35,16 @@ class Step:
 
 @dataclass(frozen=True)
 class StepNeeded:
-    """I hold the session up to ``length`` only: say the steps from there again."""
+    """I hold the session up to ``length`` only: say the steps from there again.
+
+    With a position in ``past``, an answer goes on under a new plan, and just the rows up to there
+    are needed.
+    """
 
     epoch: int
     session: int
     length: int
+    past: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,19 @@ class StepFailed:
 
 
 @dataclass(frozen=True)
+class OpenSession:
+    """Under this epoch the answer ``key`` is this session, and stands at ``length``.
+
+    What is held of its KV cache serves up to there; what is lacking is asked of the stage before.
+    """
+
+    epoch: int
+    session: int
+    key: int
+    length: int
+
+
+@dataclass(frozen=True)
 class CloseSession:
     """Home is done with the session: free its KV cache."""
 
@@ -75,7 +93,9 @@ class SessionClosed:
     counters: LinkCounters
 
 
-StepMessage = Step | StepNeeded | StepStale | StepFailed | CloseSession | SessionClosed
+StepMessage = (
+    Step | StepNeeded | StepStale | StepFailed | OpenSession | CloseSession | SessionClosed
+)
 
 _U8, _U16, _U32, _U64 = (Unsigned(bits) for bits in (8, 16, 32, 64))
 COUNTERS: Final = Record(LinkCounters, *[_U64] * 5)
@@ -83,11 +103,12 @@ COUNTERS: Final = Record(LinkCounters, *[_U64] * 5)
 # By the numbers that are written on the wire; see ``messages``.
 STEP_MESSAGES: Final[dict[int, Kind]] = {
     6: Kind(Step, (_U64, _U64, _U32, _U16, _U16, _U16, _U16, _U8), "payload"),
-    7: Kind(StepNeeded, (_U64, _U64, _U32)),
+    7: Kind(StepNeeded, (_U64, _U64, _U32, _U32)),
     8: Kind(StepStale, (_U64,)),
     9: Kind(StepFailed, (_U64, _U64, REASON)),
     10: Kind(CloseSession, (_U64, _U64)),
     11: Kind(SessionClosed, (_U64, _U64, COUNTERS)),
+    25: Kind(OpenSession, (_U64, _U64, _U64, _U32)),
 }
 
 

@@ -19,7 +19,14 @@ from mesh_building import (
 )
 
 from edgellama.errors import EXIT_MISUSE, EdgellamaError
-from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, StageJob, TokenizeJob
+from edgellama.mesh.effects import (
+    HeadJob,
+    OpenJob,
+    Outbox,
+    PromptTokens,
+    StageJob,
+    TokenizeJob,
+)
 from edgellama.mesh.home import CLOSE_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX, Home
 from edgellama.mesh.stage_role import StageRole
 from edgellama.testing.fake_model import END_TOKEN, FakeTokenizer
@@ -61,7 +68,7 @@ class Desk:
 
     def follow(self, plan: Plan) -> None:
         self.plan = plan
-        self.role.follow(plan, WIDTH)
+        self.role.follow(plan, WIDTH, 0.0)
         self.home.follow(plan, FakeTokenizer(), self.now)
 
     def begin(self, ask: Ask, prompt: tuple[int, ...] = (1, 2, 3)) -> int:
@@ -78,6 +85,14 @@ class Desk:
         return [
             (job.position, job.tokens) for job in jobs(self.outbox) if isinstance(job, StageJob)
         ]
+
+    def resumed(self) -> tuple[int, int]:
+        """Let stage 0 hold all that it shall; return the session and where it goes on."""
+        (job,) = jobs(self.outbox)
+        assert isinstance(job, OpenJob)
+        layers = self.plan.stages[0].span.layers
+        self.role.opened(job, (job.length,) * layers)
+        return job.session, job.length
 
     def come_round(self, position: int, count: int = 1, session: int = 1) -> HeadJob:
         """Let the last known position's row come back; return what the head is to do."""
@@ -248,15 +263,16 @@ def test_home_alone_needs_nobodys_word() -> None:
     assert desk.home.sessions_open == 0
 
 
-def test_a_new_epoch_starts_again_from_the_known_tokens() -> None:
+def test_a_new_epoch_goes_on_with_the_last_known_token() -> None:
     desk, job = running()
     desk.token(job, 41)
     desk.fed()
     desk.now = 20.0
     desk.follow(replace(PLAN, epoch=6))
-    assert desk.fed() == [(0, (1, 2, 3, 41))]
+    assert desk.resumed() == (2, 3)
+    assert desk.fed() == [(3, (41,))]
     desk.token(job, 55)  # the old epoch's token
-    step = replace(returned_step(0, 4, session=2), epoch=6)
+    step = replace(returned_step(3, 1, session=2), epoch=6)
     desk.home.row_returned(step, desk.now)
     (again,) = [each for each in jobs(desk.outbox) if isinstance(each, HeadJob)]
     assert (again.epoch, again.session, again.position) == (6, 2, 4)
@@ -307,8 +323,9 @@ def test_when_another_is_home_answers_are_forgotten_and_ends_are_told() -> None:
 def test_a_gateway_resumes_with_the_tokens_that_it_knows() -> None:
     desk = Desk()
     desk.begin(ask_of(tokens=(41, 40), tokens_max=3))
-    assert desk.fed() == [(0, (1, 2, 3, 41, 40))]
-    job = desk.come_round(0, 5)
+    assert desk.resumed() == (1, 4)
+    assert desk.fed() == [(4, (40,))]
+    job = desk.come_round(4)
     desk.token(job, 43)
     assert desk.messages() == [Piece(7, 2, (43,), "<40><43>", 0)]
 

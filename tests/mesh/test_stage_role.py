@@ -26,7 +26,7 @@ from edgellama.mesh.stage_role import (
     CLOSED_KEPT,
     SESSIONS_MAX,
     STEPS_UNDER_WAY_MAX,
-    WAITING_STEPS_MAX,
+    WAITING_MAX,
     StageRole,
     steps_under_way_max,
 )
@@ -54,7 +54,7 @@ class Stage:
             me, self.outbox, lambda: LinkCounters(bytes_sent=self.bytes_sent), lambda node: False
         )
         if plan is not None:
-            self.role.follow(plan, WIDTH)
+            self.role.follow(plan, WIDTH, 0.0)
 
     def positions(self) -> list[tuple[int, int]]:
         """Return (position, count) of the steps that are to be computed."""
@@ -173,18 +173,18 @@ def test_a_step_of_an_old_epoch_is_told_the_one_in_force() -> None:
 
 def test_steps_of_the_next_epoch_wait_for_it() -> None:
     stage = Stage()
-    for position in range(WAITING_STEPS_MAX + 5):
+    for position in range(WAITING_MAX + 5):
         stage.role.receive(A, step_of(position, epoch=6))
     assert stage.outbox.drain() == []
-    stage.role.follow(replace(PLAN, epoch=6, context=1000), WIDTH)
-    assert stage.positions() == [(position, 1) for position in range(WAITING_STEPS_MAX)]
+    stage.role.follow(replace(PLAN, epoch=6, context=1000), WIDTH, 0.0)
+    assert stage.positions() == [(position, 1) for position in range(WAITING_MAX)]
 
 
 def test_a_broken_step_that_waited_does_not_stop_the_others() -> None:
     stage = Stage()
     stage.role.receive(A, replace(step_of(0, epoch=6, session=2), payload=b""))
     stage.role.receive(A, step_of(0, epoch=6))
-    stage.role.follow(replace(PLAN, epoch=6), WIDTH)
+    stage.role.follow(replace(PLAN, epoch=6), WIDTH, 0.0)
     assert stage.positions() == [(0, 1)]
 
 
@@ -193,7 +193,7 @@ def test_a_new_epoch_voids_sessions_and_what_is_being_computed() -> None:
     stage.role.receive(A, step_of(0))
     (job,) = jobs(stage.outbox)
     assert isinstance(job, StageJob)
-    stage.role.follow(replace(PLAN, epoch=6), WIDTH)
+    stage.role.follow(replace(PLAN, epoch=6), WIDTH, 0.0)
     assert stage.role.computed(job, rows_of(1)) is None
     assert stage.outbox.drain() == []
     stage.role.receive(A, step_of(0, epoch=6))
@@ -303,7 +303,7 @@ def test_a_close_may_come_before_its_epoch() -> None:
     stage.role.receive(A, step_of(0, epoch=6))
     stage.role.close(A, CloseSession(6, 1))
     stage.outbox.drain()
-    stage.role.follow(replace(PLAN, epoch=6), WIDTH)
+    stage.role.follow(replace(PLAN, epoch=6), WIDTH, 0.0)
     assert stage.outbox.drain() == []
 
 

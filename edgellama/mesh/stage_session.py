@@ -1,0 +1,53 @@
+"""What a stage keeps of one answer under the plan in force."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from edgellama.values import LinkCounters
+
+if TYPE_CHECKING:
+    from edgellama_kernels import HiddenRows
+
+    from edgellama.mesh.refill import Refill
+    from edgellama.wire.messages import Step
+
+WANTED_MAX: Final = 8  # a stage asks for two windows at once, and again when it connects
+
+
+class Input(NamedTuple):
+    """A step to be computed: of the stage before, or at home of these tokens."""
+
+    step: Step
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass
+class StageSession:
+    """Steps that wait, that are computed, and that were; and what a change of plans left open."""
+
+    key: int = 0  # names the answer under every epoch; 0 until home has said it
+    length: int = 0  # positions computed or being computed
+    early: dict[int, Input] = field(default_factory=dict)  # by position
+    outputs: OrderedDict[int, Step] = field(default_factory=OrderedDict)
+    jobs: dict[int, Step] = field(default_factory=dict)  # under way, by position
+    failure: str = ""  # why a step could not be computed
+    counters_at_start: LinkCounters = field(default_factory=LinkCounters)
+
+    # While the answer goes on under a new plan:
+    target: int = 0  # what came before this position is not fed again
+    tokens: tuple[int, ...] = ()  # at home, those before the target
+    refill: Refill | None = None  # from the moment that it is known what is held here
+    # Positions asked for by the next stage before that moment, each first and past.
+    wanted: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WANTED_MAX))
+    is_filling: bool = False  # a chunk is being computed
+    inputs: dict[int, HiddenRows] = field(default_factory=dict)  # of the stage before
+    inputs_past: int = 0  # those up to here were used
+    asked_past: int = 0  # rows up to here were asked for
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether steps can be computed: nothing of an earlier plan is still to be filled in."""
+        return not self.target or (self.refill is not None and self.refill.is_full)
