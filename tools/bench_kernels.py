@@ -31,6 +31,7 @@ from edgellama_kernels import (
 )
 from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.bandwidth import MemoryReader
+from edgellama_kernels.checked import score_scale
 from edgellama_kernels.compiled import CompiledKernels
 from edgellama_kernels.kinds import block_fields
 from edgellama_kernels.layout import row_bytes
@@ -193,8 +194,11 @@ class Bench:
         arrays = cache.keys, cache.values, 0 if cache.scales is None else cache.scales
         rounded = np.empty_like(queries), scales
         position = context - tokens
-        self.run([operations.round_queries(queries, *rounded, heads, width)], tokens)()
-        attending = operations.attend(rounded, arrays, y, heads, kv_heads, width, cache.capacity)
+        self.run(
+            [operations.round_queries(queries, *rounded, heads, width, score_scale(width))], tokens
+        )()
+        shape = heads, kv_heads, width, cache.capacity
+        attending = operations.attend(rounded, arrays, y, *shape, window=0)
         seconds = self.seconds(self.run([attending], tokens, position))
         seen = sum(range(position + 1, context + 1))
         held = sum(array.nbytes for array in cache if array is not None)

@@ -244,12 +244,15 @@ def score_four(
 
 
 @inlined
-def weigh(scores: int, at: int, limit: int, tiles: int, value_scales: int) -> Any:
+def weigh(scores: int, at: int, limit: int, window: int, tiles: int, value_scales: int) -> Any:
     """Rule 7 (c) to (e): turn one row's scores into weights in place; return 1 / their sum.
 
-    With ``value_scales`` the weights are multiplied by them when their sum is made.
+    Only the last ``window`` positions before ``limit`` weigh anything. With ``value_scales`` the
+    weights are multiplied by them when their sum is made.
     """
     positions = tiles * TILE_POSITIONS
+    for i in range(limit - window):
+        store_f32(scores, at + i, LOWEST_SCORE)
     for i in range(limit, positions):
         store_f32(scores, at + i, LOWEST_SCORE)
     largest = splat_f32(LOWEST_SCORE)
@@ -344,8 +347,8 @@ def finish_mixing(totals: int, width: int, inverse: Any, y: int, row: int) -> No
 @inlined
 def attend_kind(
     queries: int, query_scales: int, keys: int, values: int, cache_scales: int, y: int,
-    heads: int, kv_heads: int, width: int, capacity: int, tokens: int, position: int,
-    first: int, past: int, scratch: int, quantized: bool,
+    heads: int, kv_heads: int, width: int, capacity: int, window: int, tokens: int,
+    position: int, first: int, past: int, scratch: int, quantized: bool,
 ) -> None:  # fmt: skip
     """Attend with one kind of cache, known when this is compiled."""
     shared = heads // kv_heads
@@ -353,7 +356,13 @@ def attend_kind(
     units = -(-rows // ROWS_AT_ONCE)
     for unit in range(first, past):
         head, block = divmod(unit, units)
-        first_position = head * capacity
+        start = block * ROWS_AT_ONCE
+        stop = min(start + ROWS_AT_ONCE, rows)
+        # Tiles before what the first row sees are left out, and positions count from there.
+        unseen = max(0, position + start // shared + 1 - window)
+        left_out = unseen // TILE_POSITIONS * TILE_POSITIONS
+        base = position - left_out
+        first_position = head * capacity + left_out
         key, value, key_scales, value_scales = keys, values, 0, 0
         if quantized:
             key += first_position * -(-width // QUAD_NUMBERS) * QUAD_NUMBERS
@@ -363,9 +372,7 @@ def attend_kind(
         else:
             key += 2 * first_position * width
             value += 2 * first_position * width
-        start = block * ROWS_AT_ONCE
-        stop = min(start + ROWS_AT_ONCE, rows)
-        seen = position + (stop - 1) // shared + 1
+        seen = base + (stop - 1) // shared + 1
         tiles = -(-seen // TILE_POSITIONS)
         stride = tiles * TILE_POSITIONS
         if stop - start == ROWS_AT_ONCE:
@@ -383,10 +390,10 @@ def attend_kind(
             else:
                 score_four(queries, at, key, tiles, width, scratch, stride)
             inverses = (
-                weigh(scratch, 0, position + start // shared + 1, tiles, value_scales),
-                weigh(scratch, stride, position + n1 // shared + 1, tiles, value_scales),
-                weigh(scratch, 2 * stride, position + n2 // shared + 1, tiles, value_scales),
-                weigh(scratch, 3 * stride, position + n3 // shared + 1, tiles, value_scales),
+                weigh(scratch, 0, base + start // shared + 1, window, tiles, value_scales),
+                weigh(scratch, stride, base + n1 // shared + 1, window, tiles, value_scales),
+                weigh(scratch, 2 * stride, base + n2 // shared + 1, window, tiles, value_scales),
+                weigh(scratch, 3 * stride, base + n3 // shared + 1, window, tiles, value_scales),
             )
             totals = scratch + 4 * ROWS_AT_ONCE * stride
             mix_four(scratch, stride, seen, value, width, totals, quantized)
@@ -395,7 +402,7 @@ def attend_kind(
                 totals += 4 * mixing_room(width)
         else:
             for n in range(start, stop):
-                limit = position + n // shared + 1
+                limit = base + n // shared + 1
                 row = n // shared * heads + head * shared + n % shared
                 tiles = -(-limit // TILE_POSITIONS)
                 if quantized:
@@ -404,7 +411,7 @@ def attend_kind(
                     )
                 else:
                     score_one(queries, row * width, key, tiles, width, scratch)
-                inverse = weigh(scratch, 0, limit, tiles, value_scales)
+                inverse = weigh(scratch, 0, limit, window, tiles, value_scales)
                 totals = scratch + 4 * tiles * TILE_POSITIONS
                 mix_one(scratch, limit, value, width, totals, quantized)
                 finish_mixing(totals, width, inverse, y, row * width)
@@ -413,8 +420,8 @@ def attend_kind(
 @part
 def attend(
     queries: int, query_scales: int, keys: int, values: int, cache_scales: int, y: int,
-    heads: int, kv_heads: int, width: int, capacity: int, tokens: int, position: int,
-    first: int, past: int, scratch: int,
+    heads: int, kv_heads: int, width: int, capacity: int, window: int, tokens: int,
+    position: int, first: int, past: int, scratch: int,
 ) -> int:  # fmt: skip
     """Rule 7 for queries as (a) made them; a unit is four rows of a key head.
 
@@ -422,12 +429,12 @@ def attend(
     """
     if cache_scales == 0:
         attend_kind(
-            queries, 0, keys, values, 0, y, heads, kv_heads, width, capacity, tokens, position,
-            first, past, scratch, False,
+            queries, 0, keys, values, 0, y, heads, kv_heads, width, capacity, window, tokens,
+            position, first, past, scratch, False,
         )  # fmt: skip
     else:
         attend_kind(
             queries, query_scales, keys, values, cache_scales, y, heads, kv_heads, width,
-            capacity, tokens, position, first, past, scratch, True,
+            capacity, window, tokens, position, first, past, scratch, True,
         )  # fmt: skip
     return 0

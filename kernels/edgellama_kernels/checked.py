@@ -160,14 +160,25 @@ class CheckedKernels(abc.ABC):
         _check_positions(cache, position, len(keys))
         self._store(cache, keys, values, position)
 
-    def attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+    def attention(
+        self,
+        queries: Float32,
+        cache: CacheLayer,
+        position: int,
+        window: int = 0,
+        scale: float | None = None,
+    ) -> Float32:
         """Return [T, heads * D] for queries [T, heads, D] at ``position + t`` (rule 7)."""
+        if window < 0:
+            raise ValueError(f"a window of {window} positions shows nothing")
         queries = fitting(queries, "queries", None, None, cache.head_width)
         tokens, heads, width = queries.shape
         if heads == 0 or heads % cache.kv_heads:
             raise ValueError(f"{heads} query heads do not share {cache.kv_heads} key heads")
         _check_positions(cache, position, tokens)
-        return self._attention(queries, cache, position).reshape(tokens, heads * width)
+        factor = score_scale(width) if scale is None else np.float32(scale)
+        mixed = self._attention(queries, cache, position, window, factor)
+        return mixed.reshape(tokens, heads * width)
 
     def record(
         self,
@@ -228,7 +239,28 @@ class CheckedKernels(abc.ABC):
     def _store(self, cache: CacheLayer, keys: Float32, values: Float32, position: int) -> None: ...
 
     @abc.abstractmethod
-    def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> NDArray[Any]: ...
+    def _attention(
+        self,
+        queries: Float32,
+        cache: CacheLayer,
+        position: int,
+        window: int,
+        scale: np.float32,
+    ) -> NDArray[Any]: ...
+
+
+def score_scale(width: int) -> np.float32:
+    """Return rule 7's 1 / sqrt(D) for heads of ``width``."""
+    scale: np.float32 = np.float32(1) / square_root(np.float32(width))
+    return scale
+
+
+def square_root(x: Any) -> Any:
+    """Return the nearest float32, by way of float64: NumPy's own is an estimate on 32-bit ARM.
+
+    53 bits are enough that the second rounding changes nothing (2 * 24 + 2 would do).
+    """
+    return np.sqrt(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def _gated(gate: Float32, up: Float32) -> tuple[Float32, Float32]:

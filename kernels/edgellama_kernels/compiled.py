@@ -216,18 +216,27 @@ class CompiledKernels(CheckedKernels):
         operation = operations.store(keys, values, arrays, kv_heads, width, cache.capacity)
         self._do(operation, tokens, keys.size, position=position)
 
-    def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+    def _attention(
+        self,
+        queries: Float32,
+        cache: CacheLayer,
+        position: int,
+        window: int,
+        scale: np.float32,
+    ) -> Float32:
         tokens, heads, width = queries.shape
         if width < _VECTOR:
-            return ReferenceKernels()._attention(queries, cache, position)
+            return ReferenceKernels()._attention(queries, cache, position, window, scale)
         y = np.empty_like(queries)
         rounded: tuple[NDArray[Any], NDArray[Any] | int] = np.empty_like(queries), 0
         if cache.kind is CacheKind.Q8:
             quants = np.empty((tokens, heads, quads_of(width), QUAD_NUMBERS), np.int8)
             rounded = quants, np.empty((tokens, heads, 2), np.float32)
-        self._do(operations.round_queries(queries, *rounded, heads, width), tokens, queries.size)
+        self._do(
+            operations.round_queries(queries, *rounded, heads, width, scale), tokens, queries.size
+        )
         operation = operations.attend(
-            rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity
+            rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity, window
         )
         scratch = scratch_numbers(position + tokens, width)
         self._do(operation, tokens, queries.size * (position + tokens), scratch, position)

@@ -226,10 +226,18 @@ class Verbs(Protocol):
         then unchanged.
         """
 
-    def attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+    def attention(
+        self,
+        queries: Float32,
+        cache: CacheLayer,
+        position: int,
+        window: int = 0,
+        scale: float | None = None,
+    ) -> Float32:
         """Return [T, heads * D] for queries [T, heads, D]; query t stands at ``position + t``.
 
-        It sees the cached positions up to its own. Raises NonFinite.
+        It sees the cached positions up to its own, of them the last ``window`` (0: all). ``scale``
+        multiplies the scores, 1 / sqrt(D) where it is None. Raises NonFinite.
         """
 
 

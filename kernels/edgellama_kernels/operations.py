@@ -12,7 +12,6 @@ import numpy as np
 
 from edgellama_kernels.kinds import BLOCK_COLUMNS
 from edgellama_kernels.layout import GROUP_ROWS
-from edgellama_kernels.reference import ONE
 
 Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
@@ -51,6 +50,7 @@ WRITES: Final = {
 
 SUMS_NUMBERS = GROUP_ROWS * 512  # of a thread's scratch: the sums of a matmul's tile of tokens
 PAIRS_TILE = 32  # tokens of one expert, worked on together
+SEES_ALL = 1 << 40  # a window beyond any context
 PIECE_NUMBERS = 32  # of a row of SiLU or a sum: so few that threads can share a single row
 
 
@@ -162,10 +162,14 @@ def store(
 
 
 def round_queries(
-    queries: Operand, rounded: Operand, scales: Operand, heads: int, width: int
+    queries: Operand,
+    rounded: Operand,
+    scales: Operand,
+    heads: int,
+    width: int,
+    scale: np.float32,
 ) -> Operation:
     """Rule 7 (a) on float32 [T, heads, width]; with ``scales`` for an int8 cache, 0 for fp16."""
-    scale = ONE / np.sqrt(np.float32(width))
     return Operation(ROUND, (queries, rounded, scales, width, _bits(scale)), units_per_token=heads)
 
 
@@ -177,12 +181,14 @@ def attend(
     kv_heads: int,
     width: int,
     capacity: Operand,
+    window: int,
 ) -> Operation:
     """Rule 7 for queries [T, heads, width] as ``round_queries`` made them.
 
-    What a unit is depends on T.
+    Each sees ``window`` positions, 0 stands for all. What a unit is depends on T.
     """
-    return Operation(ATTEND, (*rounded, *cache, y, heads, kv_heads, width, capacity))
+    window = window or SEES_ALL
+    return Operation(ATTEND, (*rounded, *cache, y, heads, kv_heads, width, capacity, window))
 
 
 def silu_multiply(gate: Operand, up: Operand, y: Operand, width: int) -> Operation:

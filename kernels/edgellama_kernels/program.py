@@ -160,7 +160,7 @@ def perform(row: int, tokens: int, position: int, first: int, past: int, scratch
     e, f, g, h = load_i64(o, 4), load_i64(o, 5), load_i64(o, 6), load_i64(o, 7)
     i, j, k, r = load_i64(o, 8), load_i64(o, 9), load_i64(o, 10), load_i64(o, 11)
     if code == ATTEND:
-        return attend(a, b, c, d, e, f, g, h, i, j, tokens, position, first, past, scratch)
+        return attend(a, b, c, d, e, f, g, h, i, j, k, tokens, position, first, past, scratch)
     if code == MULTIPLY:
         return multiply(a, b, c, d, e, f, g, h, i, j, k, tokens, first, past, scratch)
     if code == EXPERTS:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellama_kernels import operations
 from edgellama_kernels.arena import Arena, CacheOperand, Storage
+from edgellama_kernels.checked import score_scale
 from edgellama_kernels.expert_layout import EXPERTS_MAX
 from edgellama_kernels.interface import (
     QUAD_NUMBERS,
@@ -231,10 +232,12 @@ class Recording:
         )
         self._kv_heads = kv_heads
 
-    def attention(self, queries: Any, cache: Any, position: int) -> Any:
+    def attention(
+        self, queries: Any, cache: Any, position: int, window: int = 0, scale: float | None = None
+    ) -> Any:
         """Record ``Verbs.attention``."""
         heads, width = queries.shape
-        _check(width == self._head_width and heads % self._kv_heads == 0)
+        _check(width == self._head_width and heads % self._kv_heads == 0 and window >= 0)
         if width < VECTOR:
             raise Unrecordable(f"heads of {width} are narrower than a vector")
         y = _numbers(heads * width)
@@ -242,10 +245,12 @@ class Recording:
         if self._cache_kind is CacheKind.Q8:
             rounded = Storage(QUAD_NUMBERS * quads_of(width) * heads), Storage(8 * heads)
         arrays, capacity = self._cache_operands(cache)
-        self._operations.append(operations.round_queries(queries.storage, *rounded, heads, width))
+        factor = score_scale(width) if scale is None else np.float32(scale)
         self._operations.append(
-            operations.attend(rounded, arrays, y.storage, heads, self._kv_heads, width, capacity)
+            operations.round_queries(queries.storage, *rounded, heads, width, factor)
         )
+        shape = heads, self._kv_heads, width, capacity
+        self._operations.append(operations.attend(rounded, arrays, y.storage, *shape, window))
         return y
 
     def _cache_operands(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellama_kernels.checked import CheckedKernels
+from edgellama_kernels.checked import CheckedKernels, square_root
 from edgellama_kernels.interface import (
     GROUP_POSITIONS,
     LANE_POSITIONS,
@@ -75,14 +75,6 @@ def exponential(x: Float32) -> Float32:
         y = (r + p * (r * r)) + ONE
         y = y * ((k.astype(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
         return np.where(x < EXP_LOWEST, ZERO, y)
-
-
-def square_root(x: Any) -> Any:
-    """Return the nearest float32, by way of float64: NumPy's own is an estimate on 32-bit ARM.
-
-    53 bits are enough that the second rounding changes nothing (2 * 24 + 2 would do).
-    """
-    return np.sqrt(np.asarray(x, np.float64)).astype(np.float32)
 
 
 def rounded_13_bits(x: Float32) -> Float32:
@@ -289,11 +281,18 @@ class ReferenceKernels(CheckedKernels):
         cache.keys[:, chunks, :, lanes] = keys.astype(np.float16).view(np.uint16)
         cache.values[:, positions] = values.astype(np.float16).view(np.uint16).transpose(1, 0, 2)
 
-    def _attention(self, queries: Float32, cache: CacheLayer, position: int) -> Float32:
+    def _attention(
+        self,
+        queries: Float32,
+        cache: CacheLayer,
+        position: int,
+        window: int,
+        scale: np.float32,
+    ) -> Float32:
         """Rule 7, all queries that share a key head at once, in chunks that bound the memory."""
         tokens, heads, width = queries.shape
         with np.errstate(all="ignore"):
-            scaled = queries * (ONE / square_root(f32(width)))
+            scaled = queries * scale
             if cache.scales is None:
                 scaled = rounded_13_bits(scaled)
         if not (np.abs(scaled) < QUERY_LIMIT).all():
@@ -307,7 +306,7 @@ class ReferenceKernels(CheckedKernels):
             limits = np.repeat(np.arange(position + chunk.start, position + chunk.stop) + 1, shared)
             for head in range(cache.kv_heads):
                 rows = grouped[chunk, head].reshape(-1, width)
-                attended = _attend(rows, limits, cache, head)
+                attended = _attend(rows, limits, window, cache, head)
                 out[chunk, head] = attended.reshape(-1, shared, width)
         return out
 
@@ -359,25 +358,34 @@ def _in_quads(quants: NDArray[np.int8]) -> NDArray[np.int8]:
     return filled.reshape(*quants.shape[:-1], quads, QUAD_NUMBERS)
 
 
-def _attend(queries: Float32, limits: NDArray[np.int64], cache: CacheLayer, head: int) -> Float32:
-    """Rule 7 (b) to (g) for scaled queries [R, D] that see ``limits`` [R] positions of a head."""
+def _attend(
+    queries: Float32, limits: NDArray[np.int64], window: int, cache: CacheLayer, head: int
+) -> Float32:
+    """Rule 7 (b) to (g) for scaled queries [R, D] that see ``limits`` [R] positions of a head.
+
+    Of them the last ``window``, 0: all. Tiles that no query sees are left out.
+    """
     rows, width = queries.shape
-    tiles = -(-int(limits.max()) // TILE_POSITIONS)
+    unseen = np.maximum(limits - window, 0) if window else np.zeros_like(limits)
+    first = int(unseen.min()) // TILE_POSITIONS * TILE_POSITIONS
+    tiles = -(-(int(limits.max()) - first) // TILE_POSITIONS)
     positions = tiles * TILE_POSITIONS
-    values = cache.values[head, :positions]
+    seen = slice(first, first + positions)
+    values = cache.values[head, seen]
     if cache.scales is None:
-        scores = _scores(queries, cache.keys[head], positions)
+        scores = _scores(queries, cache.keys[head], seen)
         values = values.view(np.float16)
     else:
-        scores = _integer_scores(queries, cache.keys[head], cache.scales[0, head, :positions])
-    scores[np.arange(positions) >= limits[:, None]] = -np.inf
+        scores = _integer_scores(queries, cache.keys[head], cache.scales[0, head], seen)
+    places = np.arange(first, seen.stop)
+    scores[(places >= limits[:, None]) | (places < unseen[:, None])] = -np.inf
     with np.errstate(all="ignore"):
         weights = rounded_13_bits(exponential(scores - scores.max(axis=1, keepdims=True)))
     lanes = np.zeros((rows, LANE_POSITIONS), np.float32)
     for step in weights.reshape(rows, -1, LANE_POSITIONS).transpose(1, 0, 2):
         lanes = lanes + step
     if cache.scales is not None:
-        weights = rounded_13_bits(weights * cache.scales[1, head, :positions])
+        weights = rounded_13_bits(weights * cache.scales[1, head, seen])
     tiled = weights.reshape(rows, tiles, TILE_POSITIONS, 1)
     value = values.astype(np.float32).reshape(tiles, TILE_POSITIONS, width)
     sums = np.zeros((rows, tiles, width), np.float32)
@@ -386,24 +394,27 @@ def _attend(queries: Float32, limits: NDArray[np.int64], cache: CacheLayer, head
     return _added_upwards(sums.transpose(1, 0, 2)) * (ONE / tree(lanes))[:, None]
 
 
-def _scores(queries: Float32, keys: NDArray[np.uint16], positions: int) -> Float32:
+def _scores(queries: Float32, keys: NDArray[np.uint16], seen: slice) -> Float32:
     """Rule 7 (b), fp16: the sum of ``q'[d] k[j][d]``, d upwards."""
     width = queries.shape[1]
-    key = keys[: positions // LANE_POSITIONS].transpose(1, 0, 2).reshape(width, positions)
+    chunks = slice(seen.start // LANE_POSITIONS, seen.stop // LANE_POSITIONS)
+    key = keys[chunks].transpose(1, 0, 2).reshape(width, -1)
     key = key.view(np.float16).astype(np.float32)
-    scores = np.zeros((len(queries), positions), np.float32)
+    scores = np.zeros((len(queries), key.shape[1]), np.float32)
     for d in range(width):
         scores += queries[:, d, None] * key[d]
     return scores
 
 
-def _integer_scores(queries: Float32, keys: NDArray[np.int8], scales: Float32) -> Float32:
+def _integer_scores(
+    queries: Float32, keys: NDArray[np.int8], scales: Float32, seen: slice
+) -> Float32:
     """Rule 7 (b), int8: exact sums of products, below 2^24 so that any order will do."""
     quants, query_scales = quantized(queries)
-    positions = len(scales)
-    key = keys[: positions // GROUP_POSITIONS].transpose(1, 3, 0, 2).reshape(-1, positions)
+    groups = slice(seen.start // GROUP_POSITIONS, seen.stop // GROUP_POSITIONS)
+    key = keys[groups].transpose(1, 3, 0, 2).reshape(-1, seen.stop - seen.start)
     products: Float32 = np.matmul(
         quants.astype(np.float32), key[: quants.shape[1]].astype(np.float32)
     )
-    factors: Float32 = query_scales[:, None] * scales
+    factors: Float32 = query_scales[:, None] * scales[seen]
     return products * factors

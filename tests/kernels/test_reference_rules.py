@@ -187,19 +187,23 @@ def test_rule_7_rounds_to_13_bits(number: float) -> None:
         assert np.isinf(got) if abs(expected) >= 2**128 else Fraction(float(got)) == expected
 
 
-def test_rule_7_attention_is_softmax_of_what_is_visible(reference: Kernels) -> None:
+@pytest.mark.parametrize(("window", "scale"), [(0, None), (20, None), (64, 0.2), (1, 0.2)])
+def test_rule_7_attention_is_softmax_of_what_is_visible(
+    reference: Kernels, window: int, scale: float | None
+) -> None:
     queries, keys, values = (random_rows(n, 90, heads, 12) for n, heads in ((1, 4), (2, 2), (3, 2)))
     cache = allocate_cache_layer(2, 12, 90)
     reference.store(cache, keys, values, 0)
-    y = reference.attention(queries, cache, 0)
+    y = reference.attention(queries, cache, 0, window, scale)
     quantized = allocate_cache_layer(2, 12, 90, CacheKind.Q8)
     reference.store(quantized, keys, values, 0)
-    z = reference.attention(queries, quantized, 0)
+    z = reference.attention(queries, quantized, 0, window, scale)
     keys, values = (x.astype(np.float16).astype(float) for x in (keys, values))
     for t, head in ((0, 0), (15, 1), (63, 2), (64, 3), (89, 1)):
-        scores = keys[: t + 1, head // 2] @ queries[t, head] / math.sqrt(12)
+        seen = slice(max(0, t + 1 - window) if window else 0, t + 1)
+        scores = keys[seen, head // 2] @ queries[t, head] * (scale or 1 / math.sqrt(12))
         weights = np.exp(scores - scores.max())
-        exact = weights @ values[: t + 1, head // 2] / weights.sum()
+        exact = weights @ values[seen, head // 2] / weights.sum()
         assert np.abs(y[t, head * 12 :][:12] - exact).max() < 2e-3
         assert np.abs(z[t, head * 12 :][:12] - exact).max() < 4e-2  # int8: steps of 1/127
     assert_same_bits(y[0, :12], values[0, 0].astype(f32))

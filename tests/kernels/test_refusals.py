@@ -129,6 +129,7 @@ def test_shapes_that_do_not_fit(kernels) -> None:
         lambda: kernels.attention(heads[:, :3], cache, 0),
         lambda: kernels.attention(heads[:, :0], cache, 0),
         lambda: kernels.attention(heads, cache, 63),
+        lambda: kernels.attention(heads, cache, 0, -1),
         lambda: kernels.attention(heads, cache._replace(keys=cache.keys[:, :2]), 0),
         lambda: kernels.attention(heads, quantized._replace(scales=None), 0),
         lambda: kernels.attention(heads, quantized._replace(scales=quantized.scales[:1]), 0),

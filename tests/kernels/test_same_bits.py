@@ -131,10 +131,15 @@ def test_cache_and_attention(compiled, reference, width, heads, kv_heads, cache_
     for tokens, position in ((1, 0), (1, 63), (1, 64), (2, 152), (40, 50)):
         one = compiled.attention(queries[:tokens], caches[0], position)
         assert_same_bits(one, reference.attention(queries[:tokens], caches[1], position))
+        for window in (1, 15, 64, 100, 1000):
+            seen = position, window, 0.125
+            one = compiled.attention(queries[:tokens], caches[0], *seen)
+            assert_same_bits(one, reference.attention(queries[:tokens], caches[1], *seen))
 
 
+@pytest.mark.parametrize("window", [0, 1, 5, 64, 70])
 @pytest.mark.parametrize("cache_kind", CacheKind)
-def test_a_prompt_may_be_cut_anywhere(kernels, cache_kind) -> None:
+def test_a_prompt_may_be_cut_anywhere(kernels, cache_kind, window) -> None:
     keys, values = random_rows(1, 150, 2, 16), random_rows(2, 150, 2, 16)
     queries = random_rows(3, 150, 6, 16)
     whole = None
@@ -144,9 +149,27 @@ def test_a_prompt_may_be_cut_anywhere(kernels, cache_kind) -> None:
         for start in range(0, 150, chunk):
             part = slice(start, start + chunk)
             kernels.store(cache, keys[part], values[part], start)
-            parts.append(kernels.attention(queries[part], cache, start))
+            parts.append(kernels.attention(queries[part], cache, start, window))
         whole = np.concatenate(parts) if whole is None else whole
         assert_same_bits(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("cache_kind", CacheKind)
+def test_what_stands_before_the_window_does_not_matter(kernels, cache_kind) -> None:
+    cache = allocate_cache_layer(2, 8, 256, cache_kind)
+    kernels.store(cache, random_rows(1, 200, 2, 8), random_rows(2, 200, 2, 8), 0)
+    queries = random_rows(3, 5, 6, 8)
+    for window in (1, 3, 64, 130):
+        before = kernels.attention(queries, cache, 190, window)
+        seen = 190 - window + 1
+        other = np.full((seen, 2, 8), 6e4, np.float32)
+        changed = allocate_cache_layer(2, 8, 256, cache_kind)
+        kernels.store(changed, random_rows(1, 200, 2, 8), random_rows(2, 200, 2, 8), 0)
+        kernels.store(changed, other, -other, 0)
+        assert_same_bits(kernels.attention(queries, changed, 190, window), before)
+    whole = kernels.attention(queries, cache, 190)
+    for window in (195, 256, 100_000):
+        assert_same_bits(kernels.attention(queries, cache, 190, window), whole)
 
 
 @pytest.mark.parametrize("cache_kind", CacheKind)
