@@ -93,6 +93,7 @@ def ask_of(prompt: str = "ab", tokens_max: int = 4, **changes: object) -> Ask:
         "system": "",
         "today": 0,
         "history": (),
+        "scored_from": 0,
         "prompt": prompt,
     }
     return Ask(**(values | changes))  # type: ignore[arg-type]

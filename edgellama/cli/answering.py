@@ -56,7 +56,7 @@ class Answering:
 
         return Ask(
             *(secrets.randbits(64), self.sampling, self.tokens_max, self.ignore_end, raw, ()),
-            *(system, datetime.now().astimezone().toordinal(), history, prompt),
+            *(system, datetime.now().astimezone().toordinal(), history, 0, prompt),
         )
 
 

@@ -5,55 +5,73 @@ from __future__ import annotations
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgellama.cli.options import as_json, backend, kv, model_file, note, threads
+from edgellama.cli.options import (
+    as_json,
+    backend,
+    code,
+    key,
+    key_choice,
+    kv,
+    model_file,
+    note,
+    peer_addresses,
+    peers,
+    threads,
+)
+from edgellama.errors import MisuseError
+
+if TYPE_CHECKING:
+    from edgellama.model.perplexity import Perplexity
+    from edgellama.node.admission import KeyChoice
 
 
 @click.command(name="perplexity", short_help="Measure how well a model foretells a text.")
 @click.argument("text", metavar="FILE")
-@click.option("--model", required=True, metavar="FILE", help="The GGUF file of the model.")
+@click.option("--model", metavar="FILE", help="Measure this GGUF file on this device alone.")
 @click.option(
     "--context",
     type=click.IntRange(4),
-    help="Tokens in a chunk. Default: 512, or the model's where that is less.",
+    help="Tokens in a chunk. Default: 512, or the model's or mesh's where that is less.",
 )
 @click.option("--chunks", type=click.IntRange(1), help="Stop after so many chunks.")
 @kv
 @threads
 @backend
+@peers
+@key
+@code
 @as_json
 def command(
     text: str,
-    model: str,
+    model: str | None,
     context: int | None,
     chunks: int | None,
     kv_kind: str | None,
     threads: int | None,
     backend: str,
+    peers: tuple[str, ...],
+    key: str | None,
+    code: str | None,
     as_json: bool,
 ) -> None:
-    """Print the perplexity of the text in FILE, computed on this device alone.
+    """Print the perplexity of the text in FILE, over the mesh or with --model on this device.
 
     It is measured as llama.cpp's llama-perplexity does: in whole chunks of the context, of which
     the second half is scored, so that both numbers can be compared. Lower is better.
     """
-    from edgellama.cli.progress import progress_bar
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.scoring import measured_model, perplexity_of, read_text
-    from edgellama.values import KV_F16
+    from edgellama.node.scoring import read_text
 
-    path = model_file(model)
     content = read_text(Path(text).expanduser())
-    paths = StatePaths.locate()
-    with (
-        measured_model(
-            *(path, context, threads, backend, paths, note), kv_kind=kv_kind or KV_F16
-        ) as measured,
-        progress_bar("chunks") as progress,
-    ):
-        result = perplexity_of(measured, content, chunks, progress)
+    if model is not None:
+        result = _on_this_device(content, model, context, chunks, kv_kind, threads, backend)
+    elif kv_kind or threads or backend != "auto":
+        raise MisuseError("--kv, --threads and --backend go with --model, or with edgellama join")
+    else:
+        result = _over_the_mesh(content, context, chunks, peers, key_choice(key, code))
     if as_json:
         click.echo(json_module.dumps({**asdict(result), "chunks": len(result.nll_chunks)}))
         return
@@ -62,3 +80,45 @@ def command(
         f"({len(result.nll_chunks)} chunks of {result.context} tokens, "
         f"{result.nll:.5f} nats a token)"
     )
+
+
+def _on_this_device(
+    text: str,
+    model: str,
+    context: int | None,
+    chunks: int | None,
+    kv_kind: str | None,
+    threads: int | None,
+    backend: str,
+) -> Perplexity:
+    from edgellama.cli.progress import progress_bar
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.scoring import measured_model, perplexity_of
+    from edgellama.values import KV_F16
+
+    path, paths = model_file(model), StatePaths.locate()
+    with (
+        measured_model(
+            *(path, context, threads, backend, paths, note), kv_kind=kv_kind or KV_F16
+        ) as measured,
+        progress_bar("chunks") as progress,
+    ):
+        return perplexity_of(measured, text, chunks, progress)
+
+
+def _over_the_mesh(
+    text: str, context: int | None, chunks: int | None, peers: tuple[str, ...], choice: KeyChoice
+) -> Perplexity:
+    from edgellama.cli.progress import progress_bar
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.admission import access_to_ask
+    from edgellama.node.asking import mesh_asker
+    from edgellama.node.mesh_scoring import perplexity_of_mesh
+
+    paths, named = StatePaths.locate(), peer_addresses(peers)
+    access = access_to_ask(choice, paths, named)
+    with (
+        mesh_asker((*access.friends, *named), access.key, paths) as asker,
+        progress_bar("chunks") as progress,
+    ):
+        return perplexity_of_mesh(asker, text, context, chunks, progress, note)

@@ -17,9 +17,11 @@ from edgellama.mesh.effects import (
     HeadJob,
     Job,
     JobResult,
+    Likelihoods,
     OpenJob,
     Outbox,
     PromptTokens,
+    ScoreJob,
     StageJob,
     ToAsker,
     TokenCame,
@@ -197,6 +199,9 @@ class MeshNode:
         elif isinstance(job, HeadJob):
             assert isinstance(result, int)
             self.home.token_made(job, result, now)
+        elif isinstance(job, ScoreJob):
+            assert isinstance(result, Likelihoods)
+            self.home.scored(job, result.nlls, now)
         elif isinstance(job, TokenizeJob):
             assert isinstance(result, PromptTokens)
             self.home.tokenized(job.session, result, now)
@@ -345,7 +350,7 @@ class MeshNode:
         if isinstance(job, CloseJob | ForgetJob):
             return  # what is to be freed is not there
         at_home = self.planning.active is not None and self.planning.active.home == self._me
-        if isinstance(job, TokenizeJob | HeadJob) or at_home:
+        if isinstance(job, TokenizeJob | HeadJob | ScoreJob) or at_home:
             self.home.fail(job.session, error, self._now)
         else:
             self.stage.failed(job, str(error))

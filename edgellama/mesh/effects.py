@@ -169,6 +169,17 @@ class HeadJob:
 
 
 @dataclass(frozen=True)
+class ScoreJob:
+    """Say how well each row from ``position`` on foretells its target; gives Likelihoods."""
+
+    epoch: int
+    session: int
+    position: int
+    hidden: HiddenRows
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CloseJob:
     """Free the session's KV cache; the result is None."""
 
@@ -185,7 +196,14 @@ class PromptTokens:
     is_templated: bool
 
 
-Job = TokenizeJob | OpenJob | FillJob | StageJob | HeadJob | CloseJob | ForgetJob
+@dataclass(frozen=True)
+class Likelihoods:
+    """Of each target the negative logarithm of its probability, in nats."""
+
+    nlls: tuple[float, ...]
+
+
+Job = TokenizeJob | OpenJob | FillJob | StageJob | HeadJob | ScoreJob | CloseJob | ForgetJob
 
 
 @dataclass(frozen=True)
@@ -208,7 +226,7 @@ Effect = (
     | Run
 )
 
-JobResult = PromptTokens | tuple[int, ...] | HiddenRows | int | None
+JobResult = PromptTokens | tuple[int, ...] | Likelihoods | HiddenRows | int | None
 
 
 class Outbox:

@@ -17,7 +17,7 @@ from edgellama.errors import (
     PromptTooLongError,
     WireError,
 )
-from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, Run, TokenizeJob
+from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, Run, ScoreJob, TokenizeJob
 from edgellama.mesh.home_session import CLOSING, QUEUED, RUNNING, TOKENIZING, Session
 from edgellama.mesh.stage_role import steps_under_way_max
 from edgellama.model.sampling import validate
@@ -145,7 +145,7 @@ class Home:
         if session is None or session.state != TOKENIZING or self._plan is None:
             return
         context, tokens = self._plan.context, prompt.tokens
-        if len(tokens) >= context:
+        if len(tokens) >= context and session.ask.tokens_max:
             error = PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens and this mesh keeps a context of {context}: "
                 "shorten it, or join with a larger --context"
@@ -157,7 +157,9 @@ class Home:
         session.ask = with_turns_kept(session.ask, prompt.turns_kept)
         session.is_templated = prompt.is_templated
         session.prompt = tokens
-        session.generated = list(session.ask.tokens[: context - len(tokens)])
+        known = session.ask.tokens
+        fitting = known if session.ask.scored_from else known[: max(0, context - len(tokens))]
+        session.generated = list(fitting)
         session.stream = self._vocabulary.stream()
         for token in session.generated:
             session.stream.push(token)  # the asker has this text already
@@ -172,13 +174,15 @@ class Home:
             return
         if session.state != RUNNING or session.returned.pop(step.position, None) is None:
             return
-        if step.wanted == 0:
-            self._feed(session, now)
-            return
-        if step.count == 1:
+        if step.wanted and step.count == 1:
             self._token_took(now - session.fed_at)
         try:
-            self._make_token(session, self._stage.last_row(step))
+            if step.wanted == 0:
+                self._feed(session, now)
+            elif session.ask.scored_from:
+                self._score(session, step, now)
+            else:
+                self._make_token(session, self._stage.last_rows(step))
         except WireError as error:
             self.fail(session.id, error, now)
 
@@ -199,10 +203,20 @@ class Home:
             return
         session.generated.append(token)
         self._say(session, len(session.generated) - 1, session.stream.push(token))
-        if len(session.generated) >= session.ask.tokens_max or session.known >= self._plan.context:
+        if session.is_full(self._plan.context):
             self._begin_close(session, "length", now)
         else:
             self._feed(session, now)
+
+    def scored(self, job: ScoreJob, nlls: tuple[float, ...], now: float) -> None:
+        """Take how well a text is foretold from a position on; the last part ends it."""
+        session = self._sessions.get(job.session)
+        plan = self._plan
+        if session is None or plan is None or session.state != RUNNING or job.epoch != plan.epoch:
+            return
+        session.nlls[job.position] = nlls
+        if sum(map(len, session.nlls.values())) == session.due - session.ask.scored_from:
+            self._begin_close(session, "length", now)
 
     def fail(self, session_id: int, error: EdgellamaError, now: float) -> None:
         """End an answer with an error."""
@@ -256,6 +270,7 @@ class Home:
         session.id = next(self._ids)
         self._sessions[session.id] = session
         session.returned.clear()
+        session.nlls.clear()
         if session.state == TOKENIZING:
             self._tokenize(session)
         else:
@@ -271,10 +286,14 @@ class Home:
                 continue
             if running >= plan.sessions_max:
                 return
+            if session.ask.scored_from and session.known > plan.context:
+                text = f"{session.known} tokens do not fit this mesh's context of {plan.context}"
+                self.fail(session.id, PromptTooLongError(text), now)
+                continue
             running += 1
             session.state = RUNNING
             session.started_at = session.started_at or now
-            if len(session.generated) >= session.ask.tokens_max or session.known >= plan.context:
+            if session.is_full(plan.context) and not session.ask.scored_from:
                 self._begin_close(session, "length", now)
             else:
                 self._open(session, plan)
@@ -286,7 +305,7 @@ class Home:
         The last known position is computed once more: the row that came of it may be lost.
         """
         if session.generated:
-            session.fed = session.known
+            session.fed = 0 if session.ask.scored_from else session.known
         session.fed = session.resumed_at = max(0, min(session.fed, session.known - 1))
         opening = self._opening(session)
         self._stage.open_home(opening, session.tokens(0, session.resumed_at))
@@ -302,12 +321,12 @@ class Home:
         """Send known tokens that the ring has not seen, a few chunks at a time."""
         plan = self._plan
         assert plan is not None
-        while session.fed < session.known and len(session.returned) < steps_under_way_max(plan):
+        while session.fed < session.due and len(session.returned) < steps_under_way_max(plan):
             first = session.fed
-            past = min(first + PREFILL_CHUNK_TOKENS, session.known)
+            past = min(first + PREFILL_CHUNK_TOKENS, session.due)
             session.fed, session.fed_at = past, now
             session.returned[first] = past - first
-            wanted = 1 if past == session.known else 0
+            wanted = session.wanted(first, past)
             self._stage.run_home(session.id, first, session.tokens(first, past), wanted)
 
     def _make_token(self, session: Session, hidden: HiddenRows) -> None:
@@ -317,6 +336,14 @@ class Home:
         recent = session.tokens(max(0, past - sampling.repeat_window), past)
         job = HeadJob(self._plan.epoch, session.id, past, hidden, sampling, recent)
         self._outbox.put(Run(job))
+
+    def _score(self, session: Session, step: Step, now: float) -> None:
+        hidden = self._stage.last_rows(step)
+        past = step.position + step.count
+        first = past - step.wanted
+        targets = session.tokens(first + 1, past + 1)
+        self._outbox.put(Run(ScoreJob(step.epoch, session.id, first, hidden, targets)))
+        self._feed(session, now)
 
     def _say(self, session: Session, index: int, text: str) -> None:
         """Say one token of the answer, with the text that it completes."""
@@ -378,6 +405,7 @@ class Home:
             round(max(session.last_token_at - first, 0.0) * 1e6),
             route,
             session.counters,
+            tuple(each for _, nlls in sorted(session.nlls.items()) for each in nlls),
         )
         session.reason = ""
         self._reply(session.gateway, finished)

@@ -47,6 +47,7 @@ class Session:
     is_templated: bool = False
     generated: list[int] = field(default_factory=list)
     stream: TextStream | None = None
+    nlls: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by the first one's position
     fed: int = 0  # positions given to the ring
     fed_at: float = 0.0  # when the last of them were
     resumed_at: int = 0  # what came before this position an earlier epoch has computed
@@ -72,6 +73,21 @@ class Session:
         """
         named = repr((self.ask.request, self.ask.sampling, self.prompt, model_root))
         return int.from_bytes(blake2b(named.encode(), digest_size=8).digest(), "big") or 1
+
+    @property
+    def due(self) -> int:
+        """How many positions have to go round: of a text that is scored all but the last."""
+        return self.known - 1 if self.ask.scored_from else self.known
+
+    def wanted(self, first: int, past: int) -> int:
+        """Return how many rows of the positions from ``first`` up to ``past`` shall come back."""
+        if self.ask.scored_from:
+            return max(0, past - max(first, self.ask.scored_from))
+        return 1 if past == self.due else 0
+
+    def is_full(self, context: int) -> bool:
+        """Return whether the answer can have no further token."""
+        return len(self.generated) >= self.ask.tokens_max or self.known >= context
 
     def tokens(self, first: int, past: int) -> tuple[int, ...]:
         """Return the known tokens from position ``first`` up to ``past``."""

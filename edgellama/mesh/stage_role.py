@@ -367,9 +367,9 @@ class StageRole:
             session.failure = reason
             self._outbox.send(self._plan.home, StepFailed(job.epoch, job.session, reason))
 
-    def last_row(self, step: Step) -> HiddenRows:
-        """Return the row that came back to home; WireError where it is not what the plan says."""
-        return self._rows(step, 1)
+    def last_rows(self, step: Step) -> HiddenRows:
+        """Return the rows that home wanted; WireError where they are not what the plan says."""
+        return self._rows(step, step.wanted)
 
     def close(self, node: NodeId, message: CloseSession) -> None:
         """Free the session and tell home what this node's links carried while it lived."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from edgellama.errors import MisuseError
 from edgellama.model.hidden import take_rows
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from edgellama.model.head import Head
     from edgellama.model.stage import Stage
-    from edgellama.model.tokenizer import Tokenizer
 
+CONTEXT_DEFAULT: Final = 512  # as llama.cpp's, so that the numbers can be compared
 CONTEXT_MIN: Final = 4  # below it a chunk has no token to score in its second half
 HEAD_ROWS_MAX: Final = 32  # logits of a large vocabulary take 600 KB a row, with their float64
 EXPONENT_MAX: Final = 709.0  # the exponential of more is no float64
@@ -63,15 +64,25 @@ class Perplexity:
         return cls(ppl, ppl * error, nll, chunks, every.size, context)
 
 
-def chunks_of(tokenizer: Tokenizer, tokens: Sequence[int], context: int) -> list[list[int]]:
-    """Cut ``tokens`` into whole chunks that begin with BOS where the model puts one."""
-    begin = tokenizer.encode("")[:1]
-    begins = bool(begin) and begin == [tokenizer.bos]
+def chunks_of(
+    tokens: Sequence[int], nothing: Sequence[int], context: int, chunks_max: int | None
+) -> list[list[int]]:
+    """Cut ``tokens`` into whole chunks that begin with BOS where the model puts one.
+
+    ``nothing``: the tokens of an empty text, which show whether it does. At most ``chunks_max``
+    chunks. Raises MisuseError where there is none.
+    """
+    begins = bool(nothing) and list(nothing[:1]) == list(tokens[:1])
     chunks = []
     for first in range(0, len(tokens) - context + 1, context):
         chunk = list(tokens[first : first + context])
-        chunks.append([*begin, *chunk[1:]] if begins else chunk)
-    return chunks
+        chunks.append([nothing[0], *chunk[1:]] if begins else chunk)
+    if not chunks:
+        raise MisuseError(
+            f"the text has {len(tokens)} tokens, less than one chunk of {context}; "
+            "take a longer text or a smaller --context"
+        )
+    return chunks[:chunks_max]
 
 
 def negative_log_likelihoods(

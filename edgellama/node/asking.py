@@ -77,7 +77,7 @@ class MeshAsker:
 
     def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
         """Yield an answer in its order; see ``Asker``."""
-        order = AnswerOrder()
+        order = AnswerOrder(ask.tokens)
         is_over = False
         try:
             while not is_over and self._reach(stop):

@@ -72,11 +72,13 @@ def importance_of(
     Of a long text the first `CHUNKS_MAX` chunks are run. Raises MisuseError for a text of less
     than one chunk.
     """
-    chunks = chunks_of(model.tokenizer, model.tokenizer.encode(text), model.context)[:CHUNKS_MAX]
-    if not chunks:
+    encode = model.tokenizer.encode
+    tokens = encode(text)
+    if len(tokens) < model.context:
         raise MisuseError(
             f"the text of --calibrate has less than one chunk of {model.context} tokens"
         )
+    chunks = chunks_of(tokens, encode(""), model.context, CHUNKS_MAX)
     observer = _Observer(model.kernels)
     loaded = model.loaded
     assert loaded.home is not None

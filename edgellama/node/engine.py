@@ -16,14 +16,17 @@ from edgellama.mesh.effects import (
     HeadJob,
     Job,
     JobResult,
+    Likelihoods,
     OpenJob,
     PromptTokens,
+    ScoreJob,
     StageJob,
     TokenizeJob,
 )
 from edgellama.model.cache import SessionCache
 from edgellama.model.conversation import continued, conversation, fitting
 from edgellama.model.head import Head
+from edgellama.model.perplexity import negative_log_likelihoods
 from edgellama.model.sampling import sample
 from edgellama.model.stage import Stage
 from edgellama.node.epoch_stage import EpochStage
@@ -136,6 +139,9 @@ class Engine:
             case HeadJob():
                 logits = self._head(job.epoch).logits(job.hidden)[-1]
                 return sample(logits, job.sampling, job.position, job.recent)
+            case ScoreJob():
+                logits = self._head(job.epoch).logits(job.hidden)
+                return Likelihoods(tuple(negative_log_likelihoods(logits, job.targets).tolist()))
             case TokenizeJob():
                 return self._prompt_tokens(job.ask, job.context)
             case OpenJob():
@@ -157,6 +163,8 @@ class Engine:
     def _prompt_tokens(self, ask: Ask, context: int) -> PromptTokens:
         if self._tokenizer is None:
             raise EdgellamaError("this device is not home any more; ask again")
+        if ask.scored_from:
+            return PromptTokens((), 0, is_templated=False)
         is_templated = self._template is not None and not ask.raw
         if ask.system and not is_templated:
             raise MisuseError("a system text needs a model with a chat template")

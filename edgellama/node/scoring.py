@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import MisuseError
 from edgellama.model.head import Head
-from edgellama.model.perplexity import Perplexity, chunk_nll, chunks_of
+from edgellama.model.perplexity import CONTEXT_DEFAULT, Perplexity, chunk_nll, chunks_of
 from edgellama.model.stage import Stage
 from edgellama.net.packed import PackedCache
 from edgellama.net.store import Store
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from edgellama.net.paths import StatePaths
     from edgellama.node.engine import LoadedSpan
 
-CONTEXT_DEFAULT: Final = 512  # as llama.cpp's, so that the numbers can be compared
 TEXT_BYTES_MAX: Final = 256 << 20  # tokens take some ten times as much memory as their text
 
 
@@ -124,13 +123,8 @@ def perplexity_of(
     ``progress`` is told the chunks done and the chunks in all. Raises MisuseError for a text that
     has not one whole chunk.
     """
-    tokens = model.tokenizer.encode(text)
-    chunks = chunks_of(model.tokenizer, tokens, model.context)[:chunks_max]
-    if not chunks:
-        raise MisuseError(
-            f"the text has {len(tokens)} tokens, less than one chunk of {model.context}; "
-            "take a longer text or a smaller --context"
-        )
+    encode = model.tokenizer.encode
+    chunks = chunks_of(encode(text), encode(""), model.context, chunks_max)
     nlls = []
     for done, chunk in enumerate(chunks):
         progress(done, len(chunks))

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.testing.cluster_asking import Answer, ClusterError, ClusterGuest
 from edgellama.testing.cluster_node import ClusterNode
-from edgellama.testing.fake_model import ExpectedAnswer, FakeModel, expected_answer, ram_bytes
+from edgellama.testing.fake_model import (
+    ExpectedAnswer,
+    FakeModel,
+    expected_answer,
+    expected_nlls,
+    ram_bytes,
+)
 from edgellama.testing.network import Conditions, SimulatedNetwork
 from edgellama.values import Address, NodeId, SamplingSettings, Turn
 from edgellama.wire.messages import ALIVE, Ask, MemberRecord
@@ -174,7 +180,7 @@ class SimulatedCluster:
         """Return a request with an id of its own."""
         sampling = sampling or SamplingSettings()
         request = self.dice.getrandbits(64)
-        return Ask(request, sampling, tokens_max, ignore_end, False, (), "", 1, history, prompt)
+        return Ask(request, sampling, tokens_max, ignore_end, False, (), "", 1, history, 0, prompt)
 
     def ask(self, asker: ClusterNode | ClusterGuest, ask: Ask | None = None) -> Answer:
         """Ask a device, or by a guest, and keep the answer to be checked."""
@@ -188,6 +194,11 @@ class SimulatedCluster:
 
     def check(self, answer: Answer) -> None:
         """Raise ClusterError unless the answer is the single device's, as far as it goes."""
+        if answer.ask.scored_from:
+            nlls = expected_nlls(self.model, answer.ask)
+            if answer.finished is not None and answer.finished.nlls != nlls:
+                raise ClusterError(f"{answer.finished.nlls} instead of {nlls}")
+            return
         expected = self.expected(answer)
         if answer.tokens != expected.tokens[: len(answer.tokens)]:
             raise ClusterError(f"tokens {answer.tokens} instead of {expected.tokens}")

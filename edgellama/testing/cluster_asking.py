@@ -46,13 +46,17 @@ class Answer:
     """One request as its asker sees it."""
 
     ask: Ask
-    order: AnswerOrder = field(default_factory=AnswerOrder)
+    order: AnswerOrder = field(init=False)
     text: str = ""
     finished: Finished | None = None
     failure: Failure | None = None
     notices: list[str] = field(default_factory=list)
     cancelled: bool = False
     abandoned: bool = False  # the device that was asked is gone
+
+    def __post_init__(self) -> None:
+        """Begin with the tokens that the asker has already."""
+        self.order = AnswerOrder(self.ask.tokens)
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ whose asker is still there ends, the devices agree, no KV slot is held, and a ne
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EXIT_NO_MESH
@@ -19,7 +19,7 @@ from edgellama.testing.cluster import (
     Pace,
     SimulatedCluster,
 )
-from edgellama.testing.fake_model import FakeModel
+from edgellama.testing.fake_model import VOCABULARY, FakeModel
 from edgellama.testing.network import Conditions, LivelockError
 from edgellama.values import ASSISTANT, USER, SamplingSettings, Turn
 
@@ -107,6 +107,10 @@ class _Scenario:
         said = (Turn(USER, "how goes it"), Turn(ASSISTANT, "so")) * self.dice.choice([0, 2, 100])
         tokens_max = self.dice.choice([1, 8, 40])
         ask = self.cluster.new_ask(prompt, tokens_max, sampling, history=said)
+        if self.dice.random() < 0.2:
+            length = self.dice.choice([3, 40, 200])
+            text = tuple(self.dice.randrange(VOCABULARY) for _ in range(length))
+            ask = replace(ask, tokens=text, tokens_max=0, scored_from=length // 2)
         asker: ClusterNode | ClusterGuest = node
         if self.dice.random() < 0.5:
             asker = self.cluster.guest(node)

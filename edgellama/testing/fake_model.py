@@ -17,6 +17,7 @@ from edgellama_kernels import CacheLayer, HiddenRows
 from edgellama.errors import WireError
 from edgellama.model.cache import SessionCache
 from edgellama.model.conversation import continued, fitting
+from edgellama.model.perplexity import negative_log_likelihoods
 from edgellama.model.sampling import sample
 from edgellama.node.engine import Engine
 from edgellama.node.epoch_stage import EpochStage
@@ -230,6 +231,16 @@ class FakeEngine(Engine):
         """Return (epoch, session) of every KV cache in use, and (0, key) of those that are kept."""
         used = [(epoch, each) for epoch, stage in self._stages.items() for each in stage.sessions()]
         return used + [(0, key) for key in self._kept.answers()]
+
+
+def expected_nlls(model: FakeModel, ask: Ask) -> tuple[float, ...]:
+    """Score a text with all layers at one place."""
+    stage, head = FakeStage(model, Span(0, model.layers), CONTEXT_MAX, 1), FakeHead(model)
+    stage.open(0)
+    hidden = stage.forward(0, head.embed(ask.tokens[:-1]), 0)
+    logits = head.logits(hidden)[ask.scored_from :]
+    nlls = negative_log_likelihoods(logits, ask.tokens[ask.scored_from + 1 :])
+    return tuple(nlls.tolist())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +32,7 @@ from edgellama.wire.step_messages import COUNTERS
 
 TOKENS_MAX: Final = 1 << 17
 PROMPT_BYTES_MAX: Final = 4 << 20
+PROMPT_TOKENS_MAX: Final = PROMPT_BYTES_MAX + 2  # a token for each byte, BOS and EOS
 SYSTEM_CHARACTERS_MAX: Final = 1 << 16
 TURNS_MAX: Final = 1 << 10
 HISTORY_CHARACTERS_MAX: Final = 1 << 20  # of all turns together
@@ -46,6 +48,10 @@ class Ask:
     ``prompt`` into the model's chat template, if it has one; else each is a line of one text.
     ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
     another home that takes over on another day must make the same prompt of it.
+
+    With ``tokens_max`` 0 the tokens of the prompt are all that is wanted, however many they are.
+    With ``scored_from`` there is no prompt: ``Finished`` says how well the model foretells each
+    of ``tokens`` after that position.
     """
 
     request: int
@@ -57,6 +63,7 @@ class Ask:
     system: str
     today: int
     history: tuple[Turn, ...]
+    scored_from: int
     prompt: str
 
 
@@ -80,7 +87,8 @@ class Piece:
 class Finished:
     """An answer of ``tokens_count`` tokens is complete; ``text`` is what was held back of it.
 
-    Times are in microseconds, the counters are those of all nodes of the ring.
+    Times are in microseconds, the counters are those of all nodes of the ring. ``nlls`` are
+    negative log-likelihoods in nats, where they were asked for.
     """
 
     request: int
@@ -92,6 +100,7 @@ class Finished:
     predicted_us: int
     route: tuple[Route, ...]
     counters: LinkCounters
+    nlls: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,14 +151,17 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
         Ask,
         (
             *(_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
-            Many(_TURN, TURNS_MAX),
+            *(Many(_TURN, TURNS_MAX), _U32),
         ),
         "prompt",
     ),
     13: Kind(Piece, (_U64, _U32, _TOKENS, _TEXT, _U32, Flag())),
     14: Kind(
         Finished,
-        (_U64, Choice(*FINISH_REASONS), _U32, _TEXT, _TOKENS, _U64, _U64, _ROUTE, COUNTERS),
+        (
+            *(_U64, Choice(*FINISH_REASONS), _U32, _TEXT, Many(_U32, PROMPT_TOKENS_MAX)),
+            *(_U64, _U64, _ROUTE, COUNTERS, Many(Real(0.0, math.inf), TOKENS_MAX)),
+        ),
     ),
     15: Kind(Failure, (_U64, _U8, REASON)),
     16: Kind(Notice, (_U64, REASON)),
@@ -168,3 +180,5 @@ def check_ask(ask: Ask) -> None:
     characters = sum(len(turn.content) for turn in ask.history)
     if characters > HISTORY_CHARACTERS_MAX:
         raise WireError(f"a history of {characters} characters")
+    if ask.scored_from and ask.scored_from + 2 > len(ask.tokens):
+        raise WireError("a text without a token to be scored")

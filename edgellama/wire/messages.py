@@ -19,6 +19,7 @@ from edgellama.wire.asking_messages import (
     FINISH_REASONS,
     HISTORY_CHARACTERS_MAX,
     PROMPT_BYTES_MAX,
+    PROMPT_TOKENS_MAX,
     SYSTEM_CHARACTERS_MAX,
     TOKENS_MAX,
     TURNS_MAX,
@@ -197,7 +198,7 @@ def _unpacked(header: memoryview) -> list[Any]:
             max_str_len=HISTORY_CHARACTERS_MAX * 4,
             max_bin_len=ROOT_DIGITS,
             # Room is made for as many as are promised, before they are there.
-            max_array_len=min(TOKENS_MAX, len(header)),
+            max_array_len=min(PROMPT_TOKENS_MAX, len(header)),
             max_map_len=0,
             max_ext_len=0,
         )

@@ -24,6 +24,7 @@ from edgellama.mesh.effects import (
     OpenJob,
     Outbox,
     PromptTokens,
+    ScoreJob,
     StageJob,
     TokenizeJob,
 )
@@ -308,6 +309,74 @@ def test_what_was_left_out_of_the_history_stays_out() -> None:
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
     desk.home.ask(GATEWAY, ask_of(history=SAID))  # the gateway has lost its link, and all of that
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
+
+
+def test_only_the_tokens_of_a_prompt_are_wanted() -> None:
+    """However many: there is no answer that would need room in the context."""
+    desk = Desk(plan_of(A, context=2))
+    desk.begin(ask_of(tokens_max=0), prompt=(1, 2, 3))
+    assert desk.fed() == []
+    (finished,) = desk.messages()
+    assert isinstance(finished, Finished)
+    assert (finished.prompt_tokens, finished.tokens_count) == ((1, 2, 3), 0)
+
+
+TEXT = tuple(range(50))
+
+
+def scoring(plan: Plan = PLAN) -> Desk:
+    desk = Desk(plan)
+    desk.begin(ask_of(tokens=TEXT, tokens_max=0, scored_from=25), prompt=())
+    return desk
+
+
+def test_a_text_is_scored() -> None:
+    desk = scoring()
+    assert desk.fed() == [(0, TEXT[:32]), (32, TEXT[32:49])]
+    jobs_made = []
+    for position, count, wanted in ((0, 32, 7), (32, 17, 17)):
+        desk.home.row_returned(returned_step(position, count, wanted=wanted), desk.now)
+        (job,) = jobs(desk.outbox)
+        assert isinstance(job, ScoreJob)
+        assert len(job.hidden.exponents) == wanted
+        jobs_made.append(job)
+    assert [(job.position, job.targets) for job in jobs_made] == [
+        (25, TEXT[26:33]),
+        (32, TEXT[33:50]),
+    ]
+    desk.home.scored(jobs_made[1], (2.0,) * 17, desk.now)
+    assert desk.messages() == []
+    desk.home.scored(jobs_made[0], (1.0,) * 7, desk.now)
+    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
+    (finished,) = desk.messages()
+    assert isinstance(finished, Finished)
+    assert finished.nlls == (1.0,) * 7 + (2.0,) * 17
+    assert finished.tokens_count == len(TEXT)
+
+
+def test_under_a_new_epoch_a_text_is_scored_from_its_beginning() -> None:
+    desk = scoring()
+    desk.outbox.drain()
+    desk.home.row_returned(returned_step(0, 32, wanted=7), desk.now)
+    (job,) = jobs(desk.outbox)
+    assert isinstance(job, ScoreJob)
+    desk.home.scored(job, (1.0,) * 7, desk.now)
+    desk.follow(replace(PLAN, epoch=6))
+    assert desk.fed() == [(0, TEXT[:32]), (32, TEXT[32:49])]
+    desk.home.scored(job, (1.0,) * 7, desk.now)  # of the old epoch
+    desk.home.row_returned(replace(returned_step(32, 17, wanted=17, session=2), epoch=6), desk.now)
+    (again,) = jobs(desk.outbox)
+    assert isinstance(again, ScoreJob)
+    desk.home.scored(again, (2.0,) * 17, desk.now)
+    assert desk.messages() == []  # its first part is still to come
+
+
+def test_a_text_that_does_not_fit_the_context_is_refused() -> None:
+    desk = scoring(plan_of(A, B, context=49))
+    (failure,) = desk.messages()
+    assert isinstance(failure, Failure)
+    assert failure.text == "50 tokens do not fit this mesh's context of 49"
+    assert desk.home.sessions_open == 0
 
 
 def test_when_another_is_home_answers_are_forgotten_and_ends_are_told() -> None:

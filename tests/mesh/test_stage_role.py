@@ -329,7 +329,7 @@ def test_home_alone_has_its_rows_at_once() -> None:
     done = home.role.computed(job, rows_of(3))
     assert done is not None
     assert (done.stage, done.rows, done.wanted) == (1, 1, 1)
-    assert np.array_equal(home.role.last_row(done).halves, rows_of(3).halves[2:])
+    assert np.array_equal(home.role.last_rows(done).halves, rows_of(3).halves[2:])
     assert home.outbox.drain() == []
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from model_running import packed_model
 
+from edgellama.errors import MisuseError
 from edgellama.model.head import Head
 from edgellama.model.perplexity import (
     Perplexity,
@@ -30,28 +31,21 @@ if TYPE_CHECKING:
 BOS = 1
 
 
-class Beginning:
-    """What chunking asks of a tokenizer: with a BOS that it adds, or one that it does not."""
-
-    bos = BOS
-
-    def __init__(self, *, adds_bos: bool) -> None:
-        self._adds_bos = adds_bos
-
-    def encode(self, text: str) -> list[int]:
-        assert text == ""
-        return [BOS] if self._adds_bos else []
-
-
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_chunks_are_whole_and_begin_with_bos(adds_bos: bool) -> None:
-    tokenizer = Beginning(adds_bos=adds_bos)
-    tokens = list(range(100, 111))
-    chunks = chunks_of(tokenizer, tokens, 4)  # type: ignore[arg-type]
-    first = [BOS, BOS] if adds_bos else [100, 104]
-    assert chunks == [[first[0], 101, 102, 103], [first[1], 105, 106, 107]]
-    assert chunks_of(tokenizer, tokens[:3], 4) == []  # type: ignore[arg-type]
-    assert len(chunks_of(tokenizer, tokens[:4], 4)) == 1  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("nothing", "firsts"),
+    [([BOS], [BOS, BOS]), ([BOS, 2], [BOS, BOS]), ([], [BOS, 104]), ([2], [BOS, 104])],
+)
+def test_chunks_are_whole_and_begin_with_bos_where_the_model_does(
+    nothing: list[int], firsts: list[int]
+) -> None:
+    tokens = [BOS, *range(101, 111)]
+    whole = [[firsts[0], 101, 102, 103], [firsts[1], 105, 106, 107]]
+    assert chunks_of(tokens, nothing, 4, None) == whole
+    assert chunks_of(tokens, nothing, 4, 1) == whole[:1]
+    assert chunks_of(tokens[:4], nothing, 4, 9) == whole[:1]
+    for few in (3, 0):
+        with pytest.raises(MisuseError, match=f"the text has {few} tokens, less than one chunk"):
+            chunks_of(tokens[:few], nothing, 4, None)
 
 
 def test_likelihoods_of_known_probabilities() -> None:

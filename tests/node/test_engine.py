@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from edgellama_kernels import HiddenRows
 from mesh_building import A, B, ask_of
 from model_running import Ring
 
@@ -15,7 +16,9 @@ from edgellama.mesh.effects import (
     HeadJob,
     Job,
     JobResult,
+    Likelihoods,
     PromptTokens,
+    ScoreJob,
     StageJob,
     TokenizeJob,
 )
@@ -25,7 +28,7 @@ from edgellama.node.engine import Engine, LoadedSpan
 from edgellama.values import Plan, SamplingSettings, Span, StagePlacement, Turn
 
 if TYPE_CHECKING:
-    from edgellama_kernels import HiddenRows, Kernels
+    from edgellama_kernels import Kernels
     from model_running import PackedModel
 
 PROMPT = (1, 77, 300, 5, 5, 410)
@@ -201,6 +204,16 @@ def test_a_system_text_needs_a_template(engines: list[Engine]) -> None:
     result = engines[0].run(TokenizeJob(1, ask_of("once", raw=False, system="Be brief."), 64))
     assert isinstance(result, MisuseError)
     assert "chat template" in refused(result)
+
+
+def test_rows_are_scored(engines: list[Engine]) -> None:
+    hidden = engines[0].run(StageJob(5, 1, 0, tokens=(5, 7)))
+    assert isinstance(hidden, HiddenRows)
+    scores = engines[0].run(ScoreJob(5, 1, 4, hidden, (7, 300)))
+    assert isinstance(scores, Likelihoods)
+    assert len(scores.nlls) == 2
+    assert all(0 < nll < 20 for nll in scores.nlls)
+    assert "not home" in refused(engines[1].run(ScoreJob(5, 1, 4, hidden, (7, 300))))
 
 
 def test_running_out_of_memory_is_an_error_for_a_person(

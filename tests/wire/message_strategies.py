@@ -145,13 +145,13 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.Ask: st.builds(
         wire.Ask,
         *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
-        *(st.lists(turns, max_size=3).map(tuple), texts(50)),
+        *(st.lists(turns, max_size=3).map(tuple), st.just(0), texts(50)),
     ),
     wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100), u32, st.booleans()),
     wire.Finished: st.builds(
         wire.Finished,
         *(u64, st.sampled_from(wire.FINISH_REASONS), u32, texts(50), tokens, u64, u64),
-        *(routes, counters),
+        *(routes, counters, st.lists(st.floats(0), max_size=3).map(tuple)),
     ),
     wire.Failure: st.builds(wire.Failure, u64, u8, texts(500)),
     wire.Notice: st.builds(wire.Notice, u64, texts(500)),

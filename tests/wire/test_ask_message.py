@@ -21,7 +21,7 @@ from edgellama.wire.messages import (
     encode,
 )
 
-ASK = Ask(7, SamplingSettings(), 16, False, False, (1, 2), "Be brief.", 739_682, (), "Hello")
+ASK = Ask(7, SamplingSettings(), 16, False, False, (1, 2), "Be brief.", 739_682, (), 0, "Hello")
 SAID = (Turn(USER, "Hi"), Turn(ASSISTANT, "Hello!"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 
@@ -76,6 +76,13 @@ def test_longer_ones_are_refused() -> None:
 def test_only_two_sides_speak() -> None:
     with pytest.raises(WireError, match="expected one of user, assistant"):
         decode(with_history([[2, "x"]]))
+
+
+@pytest.mark.parametrize("scored_from", [1, 2])
+def test_a_text_to_be_scored_must_have_a_token_for_it(scored_from: int) -> None:
+    assert decode(encode(replace(ASK, tokens=(1, 2, 3), scored_from=1))).scored_from == 1  # type: ignore[union-attr]
+    with pytest.raises(WireError, match="without a token to be scored"):
+        decode(encode(replace(ASK, tokens=(1, 2), scored_from=scored_from)))
 
 
 def with_history(packed: list[object]) -> bytes:
