@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellama_kernels import jit, operations
+from edgellama_kernels import jit, operations, row_codec_compiled
 from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.checked import CheckedKernels
 from edgellama_kernels.interface import (
@@ -45,6 +45,7 @@ class CompiledKernels(CheckedKernels):
     """Every verb compiled for this machine; the first call compiles them all or loads them."""
 
     name = "numba"
+    row_codec = row_codec_compiled.COMPILED
     cache_note = jit.CACHE_NOTE
 
     def __init__(

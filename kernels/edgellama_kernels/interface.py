@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgellama_kernels.expert_layout import PackedExperts
     from edgellama_kernels.layout import PackedMatrix
+    from edgellama_kernels.row_codec import RowCodec
 
 Float32 = NDArray[np.float32]
 
@@ -289,6 +290,10 @@ class Kernels(Verbs, Protocol):
     @property
     def cache_note(self) -> str | None:
         """One line for a person when compiled code cannot be kept for the next start."""
+
+    @property
+    def row_codec(self) -> RowCodec:
+        """What packs hidden rows for a link that may lose a little; any thread may use it."""
 
     def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
         """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellama_kernels import row_codec
 from edgellama_kernels.checked import CheckedKernels, square_root
 from edgellama_kernels.interface import (
     GROUP_POSITIONS,
@@ -96,6 +97,7 @@ class ReferenceKernels(CheckedKernels):
 
     name = "numpy"
     threads = 1
+    row_codec = row_codec.REFERENCE
 
     def close(self) -> None:
         """Nothing to end: there are no threads."""
