@@ -64,6 +64,10 @@ KV_F16, KV_Q8 = KV_KINDS = ("f16", "q8")
 """How keys and values are kept: as fp16, or as int8 in about half the memory."""
 
 
+WIRE_F16, WIRE_Q8 = WIRES = ("f16", "q8")
+"""How hidden states travel over a link: exactly, or in about half the bytes and not exactly."""
+
+
 class DeviceSpeed(NamedTuple):
     """How long a device computes for one token of an answer, as it has measured itself.
 
@@ -109,7 +113,8 @@ class Plan:
     """Which device holds which span, in the order of the ring; the first stage is home.
 
     Home also holds the embedding, the head and the sampler. ``context`` positions of KV cache
-    are kept for each of ``sessions_max`` sessions, on every stage as ``kv_kind`` says.
+    are kept for each of ``sessions_max`` sessions, on every stage as ``kv_kind`` says. ``wires``
+    says of each stage how it sends its rows on; where it is empty, all do so exactly.
     """
 
     epoch: int
@@ -119,6 +124,16 @@ class Plan:
     sessions_max: int
     stages: tuple[StagePlacement, ...]
     kv_kind: str = KV_F16
+    wires: tuple[str, ...] = ()
+
+    def wire_from(self, stage: int) -> str:
+        """Return how a stage, counted from home's or from the last one's end, sends its rows on."""
+        return self.wires[stage] if self.wires else WIRE_F16
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the answer is the same under every plan that is exact."""
+        return WIRE_Q8 not in self.wires
 
     @property
     def home(self) -> NodeId:

@@ -69,9 +69,9 @@ def corpus_folder(work: Path, target: str) -> Path:
     return folder
 
 
-def libfuzzer(target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def libfuzzer(target: str, findings: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the target under atheris in a process of its own: libFuzzer ends its process."""
-    command = [sys.executable, str(Path(__file__)), "one", target, *arguments]
+    command = [sys.executable, str(Path(__file__)), "one", target, str(findings), *arguments]
     return subprocess.run(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -89,6 +89,7 @@ def run(targets: list[str], seconds: int, work: Path) -> bool:
         started = time.monotonic()
         done = libfuzzer(
             target,
+            findings / target,
             f"-max_total_time={seconds}",
             f"-max_len={TARGETS[target].bytes_max}",
             f"-rss_limit_mb={MEMORY_MIB_MAX}",
@@ -133,7 +134,7 @@ def keep(targets: list[str], work: Path) -> None:
     for target in targets:
         folder = corpus_folder(work, target)
         with tempfile.TemporaryDirectory() as merged:
-            done = libfuzzer(target, "-merge=1", merged, str(folder))
+            done = libfuzzer(target, work / target, "-merge=1", merged, str(folder))
             found = sorted((path.read_bytes() for path in Path(merged).iterdir()), key=len)
         if done.returncode != 0 or not found:
             sys.exit(f"{target}: the inputs could not be merged\n{done.stdout[-2000:]}")
@@ -150,16 +151,23 @@ def keep(targets: list[str], work: Path) -> None:
         print(f"{target:14} {len(chosen):5} of {len(found)} inputs, {written} bytes", flush=True)
 
 
-def one(target: str, arguments: list[str]) -> None:
-    """Be libFuzzer's process."""
+def one(target: str, findings: str, arguments: list[str]) -> None:
+    """Be libFuzzer's process; what fails is written to a file whose name begins as told."""
     import atheris
 
     with atheris.instrument_imports(include=["edgellama"]):
         from edgellama.testing.fuzzing import TARGETS
     # A merge starts this very command again, and puts its words together with spaces.
-    command = f"{sys.executable} {Path(__file__)} one {target}"
+    command = f"{sys.executable} {Path(__file__)} one {target} {findings}"
     chosen = TARGETS[target]
     mutated = chosen.mutated
+
+    def tried(data: bytes) -> None:
+        try:
+            chosen.run(data)
+        except BaseException:
+            Path(f"{findings}-{input_name(data)}").write_bytes(data)
+            raise
 
     def mutate(data: bytes, bytes_max: int, seed: int) -> bytes:
         assert mutated is not None
@@ -169,7 +177,7 @@ def one(target: str, arguments: list[str]) -> None:
         return mutated(data, bytes_max, seed)
 
     how = {"custom_mutator": mutate} if mutated else {}
-    atheris.Setup([command, *arguments], chosen.run, **how)
+    atheris.Setup([command, *arguments], tried, **how)
     atheris.Fuzz()
 
 
@@ -182,7 +190,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--work", type=Path, default=ROOT / ".fuzzing")
     if sys.argv[1:2] == ["one"]:
-        one(sys.argv[2], sys.argv[3:])
+        one(sys.argv[2], sys.argv[3], sys.argv[4:])
         return
     options = parser.parse_args()
     if options.verb == "run":

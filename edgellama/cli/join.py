@@ -22,6 +22,7 @@ from edgellama.cli.options import (
     peer_addresses,
     peers,
     threads,
+    wire,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @threads
 @click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
 @kv
+@wire
 @backend
 @click.option("--no-mdns", is_flag=True, help="Neither announce nor look for devices by mDNS.")
 def command(
@@ -58,6 +60,7 @@ def command(
     threads: int | None,
     context: int | None,
     kv_kind: str | None,
+    wire: str | None,
     backend: str,
     no_mdns: bool,
 ) -> None:
@@ -91,6 +94,7 @@ def command(
         backend=backend,
         threads=threads,
         kv_kind=kv_kind or "",
+        wire=wire or "",
     )
     from edgellama.cli.view import open_view
 

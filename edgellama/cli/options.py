@@ -82,6 +82,16 @@ def kv(function: Function) -> Function:
     )(function)
 
 
+def wire(function: Function) -> Function:
+    """Add ``--wire``; None where it is not given."""
+    return click.option(
+        "--wire",
+        type=click.Choice(["f16", "q8"]),
+        help="How links carry hidden states: f16 (the default) exactly, q8 in about half the "
+        "bytes; then answers depend on how the layers are split.",
+    )(function)
+
+
 def as_json(function: Function) -> Function:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)

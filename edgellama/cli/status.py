@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peers
+from edgellama.values import WIRE_F16
 
 if TYPE_CHECKING:
     from edgellama.values import LinkCounters
@@ -55,6 +56,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
         "context": status.context,
         "kv": status.kv_kind,
         "open": status.open_mesh,
+        "exact": all(member.wire == WIRE_F16 for member in status.members),
         "trouble": status.trouble,
         "answered_by": status.node,
         "nodes": [
@@ -65,6 +67,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
                 "ram_bytes": member.record.ram_bytes,
                 "layers": list(member.span),
                 "home": member.home,
+                "activations": member.wire,
                 "state": member.record.state,
                 "backend": member.record.backend,
                 "release": member.record.release,

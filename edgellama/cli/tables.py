@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgellama.plan.sizes import format_size
-from edgellama.values import KV_F16
+from edgellama.values import KV_F16, WIRE_Q8
 from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
+LOSSY_TEXT: Final = "answers depend on how the layers are split"
 OPEN_TEXT: Final = "OPEN: this mesh has no key, so any device here can join it and read it"
 
 
@@ -119,6 +120,9 @@ def status_table(status: StatusReply) -> RenderableType:
         lines.append(Text(status.trouble, style="yellow"))
     if status.open_mesh:
         lines.append(Text(OPEN_TEXT))
+    if lossy := [member for member in status.members if member.wire == WIRE_Q8]:
+        names = ", ".join(member.record.name for member in lossy)
+        lines.append(Text(f"q8 is what {names} sends on: {LOSSY_TEXT}"))
     table = _table(None, "device", "layers", "", "address", ">offers", "kernels", "state", ">link")
     for member in status.members:
         table.add_row(

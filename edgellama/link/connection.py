@@ -47,7 +47,10 @@ IDLE_DEATH_S = 8.0
 
 GIVE_UP_S = 3.0
 GIVE_UP_PROBE_TIMEOUTS = 8
-"""With messages under way: the greater of 3 s and 8 probe timeouts of silence."""
+"""With messages under way: the greater of 3 s and 8 probe timeouts of silence, 8 s at most.
+
+Round trips that a stalled radio has stretched would otherwise hide a death for minutes.
+"""
 
 URGENT_EXCESS_PACKETS = 32
 """How far control and decode may exceed a full window: a few messages of a few packets."""
@@ -342,7 +345,8 @@ class Connection:
         if not self._outbox.unfinished:
             return self.heard_at + IDLE_DEATH_S
         patience = GIVE_UP_PROBE_TIMEOUTS * self.recovery.rtt.probe_timeout()
-        return max(self.heard_at, self._waiting_since) + max(GIVE_UP_S, patience)
+        silence = min(max(GIVE_UP_S, patience), IDLE_DEATH_S)
+        return max(self.heard_at, self._waiting_since) + silence
 
     def _keepalive_at(self) -> float:
         if self.recovery.in_flight or self._ping_due:

@@ -33,7 +33,7 @@ from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
 from edgellama.mesh.transfer_pace import DecodeDelay, LeastOfLate
-from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId, Span
+from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId, Plan, Span
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.messages import (
     Ask,
@@ -209,16 +209,7 @@ class MeshNode:
     def status(self, request: int = 0) -> StatusReply:
         """Return how the mesh stands, as this node sees it."""
         plan = self.planning.active
-        spans = {each.node: each.span for each in plan.stages} if plan else {}
-        members = tuple(
-            MemberStatus(
-                record,
-                spans.get(record.node, Span(0, 0)),
-                plan is not None and plan.home == record.node,
-                self._surroundings.counters(None if record.node == self._me else record.node),
-            )
-            for record in self.membership.records()
-        )
+        members = tuple(self._member_status(plan, each) for each in self.membership.records())
         facts = self.planning.facts()
         return StatusReply(
             request,
@@ -232,6 +223,14 @@ class MeshNode:
             self._open_mesh,
             plan.kv_kind if plan else KV_F16,
         )
+
+    def _member_status(self, plan: Plan | None, record: MemberRecord) -> MemberStatus:
+        stage = plan.stage_of(record.node) if plan else None
+        counters = self._surroundings.counters(None if record.node == self._me else record.node)
+        if plan is None or stage is None:
+            return MemberStatus(record, Span(0, 0), False, counters)
+        span, wire = plan.stages[stage].span, plan.wire_from(stage)
+        return MemberStatus(record, span, stage == 0, counters, wire)
 
     def _connected(self, identity: Identity) -> None:
         if identity.guest:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.ram import Requirements, Unplaceable, place
-from edgellama.values import KV_F16, DeviceFacts, ModelFacts, NodeId, Plan
+from edgellama.plan.wires import wires_of
+from edgellama.values import KV_F16, WIRE_Q8, DeviceFacts, ModelFacts, NodeId, Plan
 from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class Planning:
             requirements.sessions_max,
             placement,
             requirements.kv_kind,
+            wires_of(placement, {each.node: each.wire for each in self._membership.living()}),
         )
         if self._is_leader() and not self._is_in_force(plan):
             self._epoch_seen = plan.epoch
@@ -296,10 +298,8 @@ class Planning:
             return False
         if not self._announced_active and greatest.leader != self._me:
             return False  # its leader is gone: nobody would call it active
-        return (greatest.stages, greatest.context, greatest.model_root) == (
-            plan.stages,
-            plan.context,
-            plan.model_root,
+        return (greatest.stages, greatest.context, greatest.model_root, greatest.wires) == (
+            *(plan.stages, plan.context, plan.model_root, plan.wires),
         )
 
     def _is_whole(self, plan: Plan, lives: dict[NodeId, int]) -> bool:
@@ -328,6 +328,9 @@ class Planning:
         if self._membership.me.kv_kind not in ("", plan.kv_kind):
             kept = f"this mesh keeps keys and values as {plan.kv_kind}"
             self._outbox.put(Tell(f"{kept}; --kv counts when a mesh begins"))
+        if not plan.is_exact:
+            links = f"{plan.wires.count(WIRE_Q8)} of {len(plan.wires)} links carry q8"
+            self._outbox.put(Tell(f"{links}: answers now depend on how the layers are split"))
         self._greatest = plan
         self._facts = facts
         self._announced_active = False

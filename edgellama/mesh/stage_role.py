@@ -16,6 +16,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from edgellama_kernels import HiddenRows
+from edgellama_kernels.row_codec import REFERENCE
 
 from edgellama.errors import WireError
 from edgellama.link.endpoint import Priority
@@ -61,6 +62,7 @@ class StageRole:
         counters: Callable[[], LinkCounters],
         peer_reads_lz4: Callable[[NodeId], bool],
     ) -> None:
+        self.row_codec = REFERENCE  # of the kernels in use here; all give the same bytes
         self._me = me
         self._outbox = outbox
         self._counters = counters
@@ -93,7 +95,9 @@ class StageRole:
         self._span = Span(0, 0) if stage is None else plan.stages[stage].span
         self._sessions.clear()
         if stage is not None:
-            self._encoder = ActivationEncoder(peer_reads_lz4=self._peer_reads_lz4(self._next()))
+            self._encoder = ActivationEncoder(
+                peer_reads_lz4=self._peer_reads_lz4(self._next()), wire=plan.wire_from(stage)
+            )
         waiting, self._waiting = self._waiting, []
         for node, message in waiting:
             with contextlib.suppress(WireError):  # as for a step that has just come
@@ -430,7 +434,11 @@ class StageRole:
             raise WireError("a step beyond the context")
         if step.rows != count:
             raise WireError(f"a step came with {step.rows} rows where {count} belong")
-        return decode_hidden(step.codec, step.rows, self._width, step.payload)
+        return decode_hidden(
+            *(step.codec, step.rows, self._width, step.payload),
+            wire=self._plan.wire_from(step.stage - 1),
+            row_codec=self.row_codec,
+        )
 
     def _answer_again(self, session: StageSession, position: int) -> None:
         done = session.outputs.get(position)
@@ -443,7 +451,7 @@ class StageRole:
             first = step.count - step.wanted
             hidden = HiddenRows(hidden.halves[first:], hidden.exponents[first:])
         rows = len(hidden.exponents)
-        codec, payload = self._encoder.encode(hidden)
+        codec, payload = self._encoder.encode(hidden, self.row_codec)
         return Step(
             step.epoch,
             step.session,

@@ -35,6 +35,7 @@ class JoinOptions:
     backend: str
     threads: int | None
     kv_kind: str  # empty: as the mesh does
+    wire: str  # empty: as the other end of each link asks
 
 
 class Audience(Protocol):
@@ -73,6 +74,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.context,
             options.mdns,
             kv_kind=options.kv_kind,
+            wire=options.wire,
         )
         member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:

@@ -11,7 +11,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from edgellama_kernels import BackendUnavailable, Kernels, load, warming
+from edgellama_kernels import BackendUnavailable, Kernels, load, row_codec, warming
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
@@ -98,8 +98,9 @@ def prove(kernels: Kernels) -> str:
     Flushing of subnormals is a setting of each thread, so this runs where they will be used.
     """
     found = digest(kernels)
-    release_code_of(COMPILER)  # the digest has called every kernel, so all are loaded
-    if found != EXPECTED_DIGEST:
+    packs_alike = row_codec.agrees(kernels.row_codec)
+    release_code_of(COMPILER)  # these have called every kernel, so all are loaded
+    if found != EXPECTED_DIGEST or not packs_alike:
         raise EdgellamaError(
             f"the {kernels.name} kernels of this device do not compute what all others do "
             f"(digest {found[:12]}); try --backend numpy"

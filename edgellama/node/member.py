@@ -81,6 +81,7 @@ class JoinSettings:
     context: int
     mdns: bool
     kv_kind: str = ""  # empty: as the mesh does
+    wire: str = ""  # empty: as the other end of each link asks
 
 
 class _LinkHandler:
@@ -154,12 +155,14 @@ class Member:
             *(kernels.now.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
             kv_kind=settings.kv_kind,
+            wire=settings.wire,
         )
         self._endpoint = Endpoint(
             *(Identity(node, incarnation), settings.mesh_key),
             *(self._socket.window_packets, secrets.token_bytes),
         )
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
+        self.core.stage.row_codec = kernels.now.row_codec
         self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
         self._key_requests = KeyRequests(self._keys, self._endpoint, self.core, self.invite)
         self._link_thread = threading.Thread(
@@ -372,6 +375,7 @@ class Member:
 
     def _better_kernels(self, kernels: Kernels) -> None:
         def used(now: float) -> None:
+            self.core.stage.row_codec = kernels.row_codec
             self.core.membership.set_backend(kernels.name, now)
             self._carry_out(now)
 

@@ -84,10 +84,12 @@ class SimulatedCluster:
         model: FakeModel | None = None,
         context: int = 0,
         node: NodeId = "",
+        wire: str = "",
     ) -> ClusterNode:
         """Start a device that offers memory for so many layers, or start it again.
 
-        ``model`` is the one whose file it offers; ``node`` names its id instead of the dice.
+        ``model`` is the one whose file it offers; ``node`` names its id instead of the dice;
+        ``wire`` is what its links shall carry.
         """
         self._lives += 1
         fresh = Address(f"10.0.0.{len(self._identities) + 1}", 7711)
@@ -102,6 +104,7 @@ class SimulatedCluster:
             *(node, 1_000 + self._lives, 1, ALIVE, name, address.host, address.port, 7712),
             *(ram_bytes(layers), context, "hashes", "", model.facts.root if model else ""),
             *(True, "0"),
+            wire=wire,
         )
         started = self.nodes[name] = ClusterNode(self, me, model)
         started.host.act(lambda _: None)  # from here on its timers run

@@ -1,9 +1,10 @@
-"""Hidden state on the wire: exact fp16 rows, lz4 where it saves anything.
+"""Hidden state on the wire: exact fp16 rows, lz4 where it saves anything; q8 where the plan says.
 
-A payload is the rows' exponents (one byte each) followed by their fp16 bits, little-endian.
+An exact payload is the rows' exponents (one byte each) followed by their fp16 bits, little-endian.
 lz4 finds nothing in ordinary activations (ratio 1.004), but it shortens zero padding and
 repeated tokens; so it is tried, kept only when it saves a sixteenth and a packet, and tried
-rarely once it has failed eight times in a row.
+rarely once it has failed eight times in a row. A q8 link carries nothing but q8: the bytes of a
+row depend on the row alone, so a step that is computed and said again is the same.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Final
 
 import numpy as np
 from edgellama_kernels import HiddenRows
+from edgellama_kernels.row_codec import REFERENCE, RowCodec
 
 from edgellama.errors import WireError
+from edgellama.values import WIRE_F16, WIRE_Q8
+from edgellama.wire.lossy_activations import decode_lossy, encode_lossy
 
 try:
     import lz4.block as lz4_block
@@ -22,6 +26,8 @@ except ImportError:  # no wheel on Android: raw rows are always understood
 
 CODEC_RAW: Final = 0
 CODEC_LZ4: Final = 1
+CODEC_Q8: Final = 8
+_CODECS: Final = {WIRE_F16: (CODEC_RAW, CODEC_LZ4), WIRE_Q8: (CODEC_Q8,)}
 
 ROWS_MAX: Final = 512  # a step carries at most this many tokens
 WIDTH_MAX: Final = 65_536
@@ -40,15 +46,21 @@ def lz4_available() -> bool:
 
 
 class ActivationEncoder:
-    """Encodes the rows of one stream; remembers whether lz4 has been worth its time there."""
+    """Encodes the rows of one stream; remembers whether lz4 has been worth its time there.
 
-    def __init__(self, *, peer_reads_lz4: bool) -> None:
+    ``wire`` is what the plan says of the link.
+    """
+
+    def __init__(self, *, peer_reads_lz4: bool, wire: str = WIRE_F16) -> None:
+        self._lossy = wire == WIRE_Q8
         self._may_compress = peer_reads_lz4 and lz4_available()
         self._failures = 0
         self._skipped = 0
 
-    def encode(self, hidden: HiddenRows) -> tuple[int, bytes]:
+    def encode(self, hidden: HiddenRows, row_codec: RowCodec = REFERENCE) -> tuple[int, bytes]:
         """Return the codec and the payload of ``hidden``."""
+        if self._lossy:
+            return CODEC_Q8, encode_lossy(hidden, row_codec)
         raw = hidden.exponents.tobytes() + hidden.halves.astype("<u2", copy=False).tobytes()
         if not self._may_compress or self._is_skipped():
             return CODEC_RAW, raw
@@ -66,15 +78,26 @@ class ActivationEncoder:
         return self._skipped != 0
 
 
-def decode_hidden(codec: int, rows: int, width: int, payload: bytes | memoryview) -> HiddenRows:
+def decode_hidden(
+    codec: int,
+    rows: int,
+    width: int,
+    payload: bytes | memoryview,
+    *,
+    wire: str = WIRE_F16,
+    row_codec: RowCodec = REFERENCE,
+) -> HiddenRows:
     """Return ``rows`` rows of ``width`` from a payload whose size is known from the plan.
 
-    Raises WireError for an unknown codec, a wrong size, or a row that is not finite.
+    Raises WireError for a codec that is not the ``wire``'s, a wrong size, or a row that is not
+    finite.
     """
     if not (0 <= rows <= ROWS_MAX and 0 < width <= WIDTH_MAX):
         raise WireError(f"{rows} rows of width {width} are outside the limits")
-    if codec not in (CODEC_RAW, CODEC_LZ4):
-        raise WireError(f"unknown activation codec {codec}")
+    if codec not in _CODECS[wire]:
+        raise WireError(f"activation codec {codec} on a link that carries {wire}")
+    if codec == CODEC_Q8:
+        return decode_lossy(rows, width, payload, row_codec)
     size = rows * (1 + 2 * width)
     raw = _decompressed(payload, size) if codec == CODEC_LZ4 else payload
     if len(raw) != size:

@@ -10,6 +10,7 @@ from edgellama.values import (
     KV_KINDS,
     NODE_ID_DIGITS,
     SPLITS,
+    WIRES,
     ModelFacts,
     NodeId,
     Plan,
@@ -50,7 +51,8 @@ class MemberRecord(NamedTuple):
 
     ``model_root`` names the model whose file the member offers, or is empty.
     ``context`` is the context it asks for, 0 when it leaves that to others; ``split`` what the
-    layers shall be split by, or empty; ``kv_kind`` how keys and values shall be kept, or empty.
+    layers shall be split by, or empty; ``kv_kind`` how keys and values shall be kept, or empty;
+    ``wire`` how its links shall carry hidden states, or empty where others may say so.
     """
 
     node: NodeId
@@ -70,6 +72,7 @@ class MemberRecord(NamedTuple):
     release: str
     split: str = ""
     kv_kind: str = ""
+    wire: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ MEMBER: Final = Record(
     *(_NODE, _U64, Whole(0, VERSION_PAST - 1), Choice(*MEMBER_STATES), Text(64), Host()),
     *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
-    *(Choice("", *SPLITS), Choice("", *KV_KINDS)),
+    *(Choice("", *SPLITS), Choice("", *KV_KINDS), Choice("", *WIRES)),
 )
 MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),
@@ -137,6 +140,7 @@ MODEL: Final = Record(
 _PLAN = Record(
     *(Plan, _U64, _NODE, _ROOT, Whole(1, (1 << 32) - 1), Whole(1, PLAN_SESSIONS_MAX)),
     *(Many(Record(StagePlacement, _NODE, SPAN), MEMBERS_MAX, 1), Choice(*KV_KINDS)),
+    Many(Choice(*WIRES), MEMBERS_MAX),
 )
 
 # By the numbers that are written on the wire; see ``messages``.
@@ -156,6 +160,8 @@ def check_announcement(announcement: PlanAnnouncement) -> None:
         raise WireError("a plan of an epoch out of reach, or without a life for each stage")
     if plan.model_root != model.root or plan.context > model.context_max:
         raise WireError("a plan that does not fit its model")
+    if len(plan.wires) not in (0, len(plan.stages)):
+        raise WireError("a plan that does not say of each stage how it sends")
     if len({stage.node for stage in plan.stages}) != len(plan.stages):
         raise WireError("a plan that names a node twice")
     past = 0

@@ -9,6 +9,8 @@ from edgellama.values import (
     KV_F16,
     KV_KINDS,
     NODE_ID_DIGITS,
+    WIRE_F16,
+    WIRES,
     LinkCounters,
     ModelFacts,
     NodeId,
@@ -41,6 +43,7 @@ class MemberStatus:
     span: Span
     home: bool
     counters: LinkCounters
+    wire: str = WIRE_F16  # how it sends hidden states on under the plan
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ STATUS_MESSAGES: Final[dict[int, Kind]] = {
         StatusReply,
         (
             *(_U64, Hexadecimal(NODE_ID_DIGITS), Flag(), _U64, Many(MODEL, 1), _U32),
-            Many(Record(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS), MEMBERS_MAX),
+            Many(Record(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS, Choice(*WIRES)), MEMBERS_MAX),
             *(REASON, Flag(), Choice(*KV_KINDS)),
         ),
     ),

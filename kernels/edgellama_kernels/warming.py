@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from edgellama_kernels import cache_folder, target_choice
+from edgellama_kernels import cache_folder, row_codec, target_choice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +67,10 @@ def main() -> int:
     kernels = load("numba", 1)
     try:
         found = digest(kernels)
+        packs_alike = row_codec.agrees(kernels.row_codec)
     finally:
         kernels.close()
-    if found != EXPECTED_DIGEST:
+    if found != EXPECTED_DIGEST or not packs_alike:
         sys.stderr.write(f"the compiled kernels compute other numbers (digest {found})\n")
         return 1
     if kernels.cache_note is not None:

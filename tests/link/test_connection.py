@@ -210,6 +210,23 @@ def test_silence_with_a_message_under_way_ends_the_connection_in_three_seconds()
     ]
 
 
+def test_slow_round_trips_do_not_hide_a_death_for_minutes() -> None:
+    """A stalled radio stretches probe timeouts, and with them the patience; found by fuzzing."""
+    network, here, there = connected()
+    network.set_conditions(Conditions(delay_s=1.4, jitter_s=0.0))
+    for _ in range(4):
+        say(here, B, b"late", Priority.CONTROL)
+        network.run(network.now + 4.0)
+    assert (here.endpoint.peers()[B].round_trip_s or 0.0) > 0.5
+    there.crash()
+    say(here, B, b"more", Priority.CONTROL)
+    network.run(network.now + 60.0)
+    last = here.handler.events[-1]
+    assert isinstance(last, Disconnected)
+    # 8 s from the message on, which waits since a ping was answered
+    assert float(last.reason.split()[-2]) < 12.0
+
+
 def test_silence_alone_ends_the_connection_later() -> None:
     network, here, there = connected()
     start = network.now

@@ -30,8 +30,9 @@ from edgellama.mesh.stage_role import (
     StageRole,
     steps_under_way_max,
 )
+from edgellama.model.hidden import join_rows, take_rows
 from edgellama.values import LinkCounters, NodeId, Plan
-from edgellama.wire.activations import decode_hidden
+from edgellama.wire.activations import CODEC_Q8, ActivationEncoder, decode_hidden
 from edgellama.wire.messages import (
     CloseSession,
     SessionClosed,
@@ -99,6 +100,43 @@ def test_the_last_stage_sends_home_only_the_rows_that_it_wants(count: int, wante
     assert (done.stage, done.count, done.rows) == (3, count, wanted)
     got = decode_hidden(done.codec, wanted, WIDTH, done.payload)
     assert np.array_equal(got.halves, rows_of(count, 100).halves[count - wanted :])
+
+
+LOSSY = replace(PLAN, wires=("f16", "q8", "f16"))
+
+
+def test_a_q8_link_carries_q8_and_the_same_bytes_each_time() -> None:
+    stage = Stage(plan=LOSSY)
+    stage.compute(step_of(0, 2))
+    ((node, done),) = sent(stage.outbox)
+    assert isinstance(done, Step)
+    assert (node, done.codec) == (C, CODEC_Q8)
+    stage.role.receive(A, step_of(0, 2))
+    assert sent(stage.outbox) == [(node, done)]
+    alone = Stage(plan=LOSSY)  # the same positions in steps of one, as after a loss
+    for position in (0, 1):
+        step = step_of(position)
+        alone.role.receive(A, step)
+        rows = take_rows(rows_of(2, 100), position, position + 1)
+        alone.role.computed(StageJob(5, 1, position, hidden=rows), rows)
+    steps = [each for _, each in sent(alone.outbox) if isinstance(each, Step)]
+    decoded = [decode_hidden(each.codec, 1, WIDTH, each.payload, wire="q8") for each in steps]
+    together = decode_hidden(done.codec, 2, WIDTH, done.payload, wire="q8")
+    assert join_rows(decoded).halves.tobytes() == together.halves.tobytes()
+
+
+@pytest.mark.parametrize("wires", [("q8", "f16", "f16"), ("f16", "q8", "q8")])
+def test_a_step_under_another_codec_than_the_plans_fails(wires: tuple[str, str, str]) -> None:
+    step = step_of(0)
+    if wires[0] == "f16":
+        codec, payload = ActivationEncoder(peer_reads_lz4=False, wire="q8").encode(rows_of(1))
+        step = replace(step, codec=codec, payload=payload)
+    stage = Stage(plan=replace(PLAN, wires=wires))
+    stage.role.receive(A, step)
+    ((node, failed),) = sent(stage.outbox)
+    assert node == A
+    assert isinstance(failed, StepFailed)
+    assert f"codec {step.codec} on a link that carries {wires[0]}" in failed.reason
 
 
 def test_one_row_goes_before_prefill() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgellama.values import (
     KV_KINDS,
     SPLITS,
+    WIRES,
     LinkCounters,
     ModelFacts,
     Plan,
@@ -62,6 +63,7 @@ members = st.builds(
     release=texts(32),
     kv_kind=st.sampled_from(["", *KV_KINDS]),
     split=st.sampled_from(("", *SPLITS)),
+    wire=st.sampled_from(("", *WIRES)),
 )
 models = st.builds(
     ModelFacts,
@@ -108,6 +110,7 @@ def announcements(draw: st.DrawFn) -> wire.PlanAnnouncement:
         draw(st.integers(1, wire.PLAN_SESSIONS_MAX)),
         stages,
         draw(st.sampled_from(KV_KINDS)),
+        tuple(draw(st.sampled_from(WIRES)) for _ in stages) if draw(st.booleans()) else (),
     )
     lives = tuple(draw(u64) for _ in stages)
     return wire.PlanAnnouncement(plan, model, draw(st.booleans()), lives)
@@ -161,7 +164,11 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         wire.StatusReply,
         *(u64, nodes, st.booleans(), u64, st.lists(models, max_size=1).map(tuple), u32),
         st.lists(
-            st.builds(wire.MemberStatus, members, spans, st.booleans(), counters), max_size=2
+            st.builds(
+                wire.MemberStatus,
+                *(members, spans, st.booleans(), counters, st.sampled_from(WIRES)),
+            ),
+            max_size=2,
         ).map(tuple),
         *(texts(500), st.booleans(), st.sampled_from(KV_KINDS)),
     ),

@@ -17,6 +17,7 @@ from edgellama.link.reassembly import (
 from edgellama.model.hidden import check_hidden
 from edgellama.testing.fuzzing.examples import message_bytes, packed_examples
 from edgellama.testing.fuzzing.feed import Feed
+from edgellama.values import WIRE_F16, WIRE_Q8
 from edgellama.wire.activations import ROWS_MAX, ActivationEncoder, decode_hidden
 from edgellama.wire.datagram import (
     HANDSHAKE_BYTES_MAX,
@@ -135,30 +136,34 @@ def message_seeds() -> Iterator[bytes]:
 
 
 def activations(data: bytes) -> None:
-    """Decode rows of hidden state; whatever passes is fit for a kernel, and exact."""
+    """Decode rows of hidden state; whatever passes is fit for a kernel, and exact where it says."""
     feed = Feed(data)
     codec, rows, width = feed.number(1), feed.number(1), 1 + feed.number(2) % _WIDTH_MAX
+    wire = WIRE_Q8 if codec & 0x80 else WIRE_F16
+    codec &= 0x7F
     payload = feed.take(len(data))
     try:
-        hidden = decode_hidden(codec, rows, width, payload)
+        hidden = decode_hidden(codec, rows, width, payload, wire=wire)
     except WireError:
         return
     assert rows <= ROWS_MAX
     if rows:
         check_hidden(hidden, width)
     assert np.isfinite(hidden.halves.view(np.float16)).all()
-    again = ActivationEncoder(peer_reads_lz4=True).encode(hidden)
-    copy = decode_hidden(again[0], rows, width, again[1])
-    assert copy.halves.tobytes() == hidden.halves.tobytes()
+    codec, payload = ActivationEncoder(peer_reads_lz4=True, wire=wire).encode(hidden)
+    copy = decode_hidden(codec, rows, width, payload, wire=wire)
     assert copy.exponents.tobytes() == hidden.exponents.tobytes()
+    if wire == WIRE_F16:
+        assert copy.halves.tobytes() == hidden.halves.tobytes()
 
 
 def activation_seeds() -> Iterator[bytes]:
     """Yield rows under every codec."""
     halves = np.linspace(-3, 3, 3 * 64, dtype=np.float16).view(np.uint16).reshape(3, 64)
-    hidden = HiddenRows(halves, np.arange(3, dtype=np.uint8))
-    codec, payload = ActivationEncoder(peer_reads_lz4=False).encode(hidden)
-    yield bytes([codec, 3, 0, 63]) + payload
-    hidden = HiddenRows(np.zeros((16, 200), np.uint16), np.zeros(16, np.uint8))
-    codec, payload = ActivationEncoder(peer_reads_lz4=True).encode(hidden)
-    yield bytes([codec, 16, 0, 199]) + payload
+    ramp = HiddenRows(halves, np.arange(3, dtype=np.uint8))
+    zeros = HiddenRows(np.zeros((16, 200), np.uint16), np.zeros(16, np.uint8))
+    for hidden, wire, lz4 in ((ramp, WIRE_F16, False), (zeros, WIRE_F16, True), (ramp, WIRE_Q8, 0)):
+        codec, payload = ActivationEncoder(peer_reads_lz4=bool(lz4), wire=wire).encode(hidden)
+        rows, width = hidden.halves.shape
+        mark = 0x80 if wire == WIRE_Q8 else 0
+        yield bytes([codec | mark, rows, 0, width - 1]) + payload
