@@ -6,6 +6,7 @@ and the shape that the numbers say, and no tensor is left over that would change
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from edgellama_kernels.expert_layout import EXPERTS_MAX
 from edgellama.model.config_keys import ConfigKeys
 from edgellama.model.families import FAMILIES, Family
 from edgellama.model.gguf_header import file_fault, file_unsupported, quoted
-from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR, Rope
+from edgellama.model.rope_settings import CONTEXT_MAX, ROPE_TENSORS, Rope, usable_context
 from edgellama.model.tensor_parts import home_parts, layer_parts, layer_tensor
 
 if TYPE_CHECKING:
@@ -28,10 +29,15 @@ HEAD_WIDTH_MAX = 1024
 WIDTH_MAX = 1 << 17
 FEED_FORWARD_MAX = 1 << 20
 VOCABULARY_MAX = 1 << 22
-CONTEXT_MAX = 1 << 24
 
 # Tables that old converters wrote into every layer; each node computes its own (rope.py).
 _IGNORED_SUFFIX = "attn_rot_embd.weight"
+
+# The one Gemma 3 that scales scores by width / heads; no key says so.
+GEMMA_3_27B_LAYERS = 62
+
+# Keys of families' relatives that bound scores or logits by a tanh.
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class ModelConfig:
 
     ``feed_forward`` is the inner width of the gated unit, or of each of a layer's ``experts``,
     of which a token meets ``experts_used``; 0 where there is one unit for all tokens.
+    ``window``: the positions that layers with a window see, their own included; 0 is all.
     """
 
     family: Family
@@ -55,6 +62,7 @@ class ModelConfig:
     context_max: int
     epsilon: float
     rope: Rope
+    window: int
     tied_output: bool
 
     @classmethod
@@ -90,9 +98,10 @@ class ModelConfig:
             experts=experts,
             experts_used=experts_used,
             vocabulary=_vocabulary(gguf, keys),
-            context_max=keys.integer("context_length", CONTEXT_MAX),
+            context_max=usable_context(gguf, keys),
             epsilon=keys.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             rope=Rope.read(gguf, keys, rope_dimensions),
+            window=_window(gguf, keys, family),
             tied_output="output.weight" not in gguf.tensors,
         )
         _check_tensors(gguf, config)
@@ -101,11 +110,33 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """Every way in which RoPE turns the heads of some layer."""
-        return (self.rope,)
+        if self.family.local_rope_base is None:
+            return (self.rope,)
+        return self.rope, self.rope.local(self.family)
 
     def rope_of(self, layer: int) -> int:
         """Return which of ``ropes`` a layer uses."""
-        return 0
+        return len(self.ropes) - 1 if self._is_local(layer) else 0
+
+    def window_of(self, layer: int) -> int:
+        """Return how many positions a layer's attention sees; 0 is all."""
+        return self.window if self._is_local(layer) else 0
+
+    def _is_local(self, layer: int) -> bool:
+        every = self.family.window_every
+        return every == 1 or (every > 1 and (layer + 1) % every != 0)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return math.sqrt(self.width) if self.family.scaled_embedding else 1.0
+
+    @property
+    def score_scale(self) -> float | None:
+        """What attention's scores are multiplied by; None is 1 / sqrt(head_width)."""
+        if self.family.name == "gemma3" and self.layers == GEMMA_3_27B_LAYERS:
+            return 1 / math.sqrt(self.width / self.heads)
+        return None
 
 
 def _family(gguf: GgufFile) -> Family:
@@ -135,6 +166,19 @@ def _experts(gguf: GgufFile, keys: ConfigKeys, family: Family) -> tuple[int, int
             f"a mixture of experts in {family.name} is not supported; supported in {mixtures}",
         )
     return 0, 0
+
+
+def _window(gguf: GgufFile, keys: ConfigKeys, family: Family) -> int:
+    """Return how many positions the layers with a window see; 0 is all."""
+    for softcap in _SOFTCAPS:
+        if keys.number(softcap, -1.0, 1e9, default=0.0):
+            raise file_unsupported(gguf.path_name, f"{family.name}.{softcap} is not supported")
+    if not family.window_every:
+        return 0
+    # Phi 3 files that see everything say 0, or nothing.
+    required = None if family.window_every > 1 else 0
+    least = 1 if family.window_every > 1 else 0
+    return keys.integer("attention.sliding_window", CONTEXT_MAX, required, least)
 
 
 def _check_heads(
@@ -179,7 +223,7 @@ def _check_tensors(gguf: GgufFile, config: ModelConfig) -> None:
     for tensor_name, shape in expected.items():
         _check_tensor(gguf, tensor_name, shape)
     for tensor_name in gguf.tensors:
-        known = tensor_name in expected or tensor_name == ROPE_FACTORS_TENSOR
+        known = tensor_name in expected or tensor_name in ROPE_TENSORS
         if not known and not tensor_name.endswith(_IGNORED_SUFFIX):
             raise file_unsupported(
                 gguf.path_name,

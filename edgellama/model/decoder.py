@@ -43,8 +43,8 @@ def decode_layer(
     """
     x = kernels.expand(hidden)  # [T, width]
     rows = kernels.prepare(kernels.rms_norm(x, weights.attention_norm, config.epsilon))
-    own_turns = turns[config.rope_of(layer)]
-    x = _attention(kernels, config, weights, cache, rows, own_turns, position, x)
+    own_turns, window = turns[config.rope_of(layer)], config.window_of(layer)
+    x = _attention(kernels, config, weights, cache, rows, own_turns, window, position, x)
     rows = kernels.prepare(kernels.rms_norm(x, weights.feed_forward_norm, config.epsilon))
     x = _feed_forward(kernels, config, weights, rows, x)
     return kernels.shrink(x)
@@ -57,6 +57,7 @@ def _attention(
     cache: CacheLayer,
     rows: Rows,
     turns: Numbers,
+    window: int,
     position: int,
     x: Numbers,
 ) -> Numbers:
@@ -75,8 +76,10 @@ def _attention(
     kernels.rope(keys, turns)
     kernels.store(cache, keys, values, position)
 
-    mixed = kernels.attention(queries, cache, position)  # [T, heads * head_width]
-    return kernels.matmul(weights.attention_output, kernels.prepare(mixed), x)  # [T, width]
+    seen = position, window, config.score_scale
+    mixed = kernels.prepare(kernels.attention(queries, cache, *seen))  # [T, heads * head_width]
+    norm = weights.attention_post_norm
+    return _added(kernels, config, weights.attention_output, mixed, norm, x)  # [T, width]
 
 
 def _projected(kernels: Verbs, matrix: PackedMatrix, bias: Numbers | None, rows: Rows) -> Numbers:
@@ -85,20 +88,35 @@ def _projected(kernels: Verbs, matrix: PackedMatrix, bias: Numbers | None, rows:
     return y if bias is None else kernels.add(y, bias)
 
 
+def _added(
+    kernels: Verbs,
+    config: ModelConfig,
+    matrix: PackedMatrix,
+    rows: Rows,
+    norm: Numbers | None,
+    x: Numbers,
+) -> Numbers:
+    """Return x plus what the matrix makes, normalised first in a family that has a norm there."""
+    if norm is None:
+        return kernels.matmul(matrix, rows, x)
+    return kernels.add(x, kernels.rms_norm(kernels.matmul(matrix, rows), norm, config.epsilon))
+
+
 def _feed_forward(
     kernels: Verbs, config: ModelConfig, weights: LayerWeights, rows: Rows, x: Numbers
 ) -> Numbers:
-    unit = weights.unit
+    unit, norm = weights.unit, weights.feed_forward_post_norm
+    gated = kernels.gelu_multiply if config.family.gelu else kernels.silu_multiply
     if isinstance(unit, GatedUnit):
         gate = kernels.matmul(unit.gate, rows)  # [T, feed_forward]
         up = kernels.matmul(unit.up, rows)  # [T, feed_forward]
-        activated = kernels.prepare(kernels.silu_multiply(gate, up))
-        return kernels.matmul(unit.down, activated, x)  # [T, width]
+        activated = kernels.prepare(gated(gate, up))
+        return _added(kernels, config, unit.down, activated, norm, x)  # [T, width]
 
     logits = kernels.matmul(unit.router, rows)  # [T, experts]
     routing = kernels.route(logits, config.experts_used)
     gate = kernels.expert_matmul(unit.gate, rows, routing)  # [T, used, feed_forward]
     up = kernels.expert_matmul(unit.up, rows, routing)  # [T, used, feed_forward]
-    activated = kernels.prepare(kernels.silu_multiply(gate, up))
+    activated = kernels.prepare(gated(gate, up))
     outputs = kernels.expert_matmul(unit.down, activated, routing)  # [T, used, width]
     return kernels.mix(outputs, routing, x)  # [T, width]

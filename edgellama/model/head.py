@@ -40,7 +40,9 @@ class Head:
         if len(token_ids) == 0 or min(token_ids) < 0 or max(token_ids) >= vocabulary:
             raise WireError(f"{len(token_ids)} tokens came that are not all of the {vocabulary}")
         with finite("the embedding"):
-            return self._kernels.embed(self._weights.embedding, np.array(token_ids, np.int64))
+            ids = np.array(token_ids, np.int64)
+            scale = self._config.embedding_scale
+            return self._kernels.embed(self._weights.embedding, ids, scale)
 
     def logits(self, hidden: HiddenRows) -> NDArray[np.float32]:
         """Return float32 [T, vocabulary] for every row of the last layer's output, [T, width].

@@ -50,6 +50,7 @@ class RopeTable:
         # Pairs beyond its dimensions do not turn: cosine 1, sine 0.
         self._turns = np.zeros(head_width // 2, np.uint64)
         self._turns[: rope.dimensions // 2] = turns_per_position(rope)
+        self._magnitude = rope.magnitude
         self._chunks: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, position: int, count: int) -> NDArray[np.float32]:
@@ -70,7 +71,7 @@ class RopeTable:
             first = index * CHUNK_POSITIONS
             positions = np.arange(first, first + CHUNK_POSITIONS, dtype=np.uint64)
             angles = positions[:, None] * self._turns[None, :]  # modulo 2^64 on purpose
-            chunk = np.stack(cosine_and_sine(angles), axis=1)
+            chunk = np.stack(cosine_and_sine(angles, self._magnitude), axis=1)
             if len(self._chunks) >= CHUNKS_MAX:
                 del self._chunks[next(iter(self._chunks))]
             self._chunks[index] = chunk
@@ -89,8 +90,13 @@ def turns_per_position(rope: Rope) -> NDArray[np.uint64]:
     return np.array(turns, np.uint64)
 
 
-def cosine_and_sine(angles: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine of angles given in turns / 2^64, each rounded to float32 once."""
+def cosine_and_sine(
+    angles: NDArray[np.uint64], magnitude: float = 1.0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return cosine and sine of angles given in turns / 2^64, times ``magnitude``, as float32.
+
+    The last step rounds a product of float64 to float32.
+    """
     quarter = (angles + np.uint64(1 << 61)) >> np.uint64(62)  # the nearest quarter turn, 0 to 3
     rest = (angles - (quarter << np.uint64(62))).view(np.int64)  # within an eighth of a turn
     x = (rest >> 11).astype(np.float64) * _RADIANS_PER_UNIT  # 53 bits: the conversion is exact
@@ -103,8 +109,8 @@ def cosine_and_sine(angles: NDArray[np.uint64]) -> tuple[NDArray[np.float32], ND
     negative_cosine = (quarter == 1) | (quarter == 2)
     negative_sine = quarter >= 2
     return (
-        np.where(negative_cosine, -turned_cosine, turned_cosine).astype(np.float32),
-        np.where(negative_sine, -turned_sine, turned_sine).astype(np.float32),
+        (np.where(negative_cosine, -turned_cosine, turned_cosine) * magnitude).astype(np.float32),
+        (np.where(negative_sine, -turned_sine, turned_sine) * magnitude).astype(np.float32),
     )
 
 

@@ -17,13 +17,16 @@ class Part(NamedTuple):
 
     ``field``: what the packed weights call it. ``name``: the tensor's, without its layer.
     ``shape``: in GGUF's order, columns first. ``rotated``: RoPE turns what it makes, so its rows,
-    or a vector's numbers, are put into the order of the kernels, head by head.
+    or a vector's numbers, are put into the order of the kernels, head by head. Of a tensor that
+    several parts share, a part is ``rows`` rows from ``first`` on; 0 rows are all.
     """
 
     field: str
     name: str
     shape: tuple[int, ...]
     rotated: bool = False
+    first: int = 0
+    rows: int = 0
 
 
 def layer_parts(config: ModelConfig) -> tuple[Part, ...]:
@@ -56,6 +59,8 @@ def _attention_parts(config: ModelConfig) -> list[Part]:
         Part("value", "attn_v.weight", (width, keys)),
         Part("attention_output", "attn_output.weight", (queries, width)),
     ]
+    if config.family.fused:
+        parts[1:4] = _shares("attn_qkv.weight", parts[1:4])
     if config.family.biases:
         parts += [
             Part("query_bias", "attn_q.bias", (queries,), rotated=True),
@@ -67,7 +72,19 @@ def _attention_parts(config: ModelConfig) -> list[Part]:
             Part("query_norm", "attn_q_norm.weight", (head_width,), rotated=True),
             Part("key_norm", "attn_k_norm.weight", (head_width,), rotated=True),
         ]
+    if config.family.post_norms:
+        parts.append(Part("attention_post_norm", "post_attention_norm.weight", (width,)))
     return parts
+
+
+def _shares(name: str, parts: list[Part]) -> list[Part]:
+    """Return parts whose rows follow each other in one tensor."""
+    rows = [part.shape[1] for part in parts]
+    shape = (parts[0].shape[0], sum(rows))
+    return [
+        part._replace(name=name, shape=shape, first=sum(rows[:n]), rows=rows[n])
+        for n, part in enumerate(parts)
+    ]
 
 
 def _feed_forward_parts(config: ModelConfig) -> list[Part]:
@@ -80,9 +97,14 @@ def _feed_forward_parts(config: ModelConfig) -> list[Part]:
             Part("up", "ffn_up_exps.weight", (width, inner, config.experts)),
             Part("down", "ffn_down_exps.weight", (inner, width, config.experts)),
         ]
-    return [
+    parts = [
         Part("feed_forward_norm", "ffn_norm.weight", (width,)),
         Part("gate", "ffn_gate.weight", (width, inner)),
         Part("up", "ffn_up.weight", (width, inner)),
         Part("down", "ffn_down.weight", (inner, width)),
     ]
+    if config.family.fused:
+        parts[1:3] = _shares("ffn_up.weight", parts[1:3])
+    if config.family.post_norms:
+        parts.append(Part("feed_forward_post_norm", "post_ffw_norm.weight", (width,)))
+    return parts

@@ -18,7 +18,7 @@ import numpy as np
 from edgellama_kernels import PackedExperts, PackedMatrix, WeightKind, packed_bytes
 
 from edgellama.model.gguf_header import file_fault
-from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR
+from edgellama.model.rope_settings import ROPE_TENSORS
 from edgellama.model.tensor_parts import home_parts, layer_parts, layer_tensor
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class LayerWeights:
     value_bias: NDArray[np.float32] | None = None  # [kv_heads * head_width]
     query_norm: NDArray[np.float32] | None = None  # [head_width]
     key_norm: NDArray[np.float32] | None = None  # [head_width]
+    attention_post_norm: NDArray[np.float32] | None = None  # [width]
+    feed_forward_post_norm: NDArray[np.float32] | None = None  # [width]
 
     @classmethod
     def over(
@@ -151,25 +153,27 @@ def needed_tensors(gguf: GgufFile, config: ModelConfig, span: Span, home: bool) 
     }
     if home:
         names.update(part.name for part in home_parts(config))
-    names.add(ROPE_FACTORS_TENSOR)
+    names.update(ROPE_TENSORS)
     return [name for name in gguf.tensors if name in names]
 
 
 class _Section(NamedTuple):
     """Where a part lies in a buffer; ``kind`` is None for a vector of ``columns`` float32.
 
-    ``experts``: how many matrices of ``rows`` by ``columns`` lie there, 0 for a single one.
+    ``first``: of its rows in the tensor. ``experts``: how many matrices of ``rows`` by ``columns``
+    lie there, 0 for a single one.
     """
 
     field: str
     tensor: str
+    rotated: bool
+    first: int
     kind: WeightKind | None
     rows: int
     columns: int
     experts: int
     offset: int
     bytes: int
-    rotated: bool
 
 
 def _layer_sections(gguf: GgufFile, config: ModelConfig, layer: int) -> list[_Section]:
@@ -189,12 +193,13 @@ def _sections(gguf: GgufFile, parts: Iterable[Part]) -> list[_Section]:
     for part in parts:
         columns, *more = part.shape
         rows, experts = (*more, 0, 0)[:2]
+        rows = part.rows or rows
         kind, size = None, 4 * columns
         if more:
             kind = WeightKind(gguf.tensors[part.name].kind_name)
             size = max(1, experts) * packed_bytes(kind, rows, columns)
-        lies = (offset, size, part.rotated)
-        sections.append(_Section(part.field, part.name, kind, rows, columns, experts, *lies))
+        taken = (part.field, part.name, part.rotated, part.first)
+        sections.append(_Section(*taken, kind, rows, columns, experts, offset, size))
         offset += -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return sections
 
@@ -266,7 +271,7 @@ def _pack_matrices(
 ) -> None:
     packed = _matrix(section, buffer)
     if isinstance(packed, PackedMatrix):
-        _pack_matrix(gguf, config, section, packed, 0)
+        _pack_matrix(gguf, config, section, packed, section.first)
         return
     for number in range(packed.count):
         _pack_matrix(gguf, config, section, packed.expert(number), number * packed.rows)
@@ -281,7 +286,7 @@ def _pack_matrix(
     for first in range(0, section.rows, step):
         past = min(first + step, section.rows)
         if section.rotated:
-            rows = gguf.tensor_rows(section.tensor, 0, section.rows)
+            rows = gguf.tensor_rows(section.tensor, start, start + section.rows)
             raw = rows[kernel_order(np.arange(first, past), config)]
         else:
             raw = gguf.tensor_rows(section.tensor, start + first, start + past)

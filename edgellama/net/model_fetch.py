@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellama.model.rope_settings import ROPE_FACTORS_TENSOR
+from edgellama.model.rope_settings import ROPE_TENSORS
 from edgellama.model.weights import needed_tensors
 from edgellama.net.transfer import fetch_chunks, fetch_manifest
 from edgellama.values import Span
@@ -31,8 +31,8 @@ def fetch_header(
     """
     stored = store.find(root) or store.create(fetch_manifest(root, supply))
     manifest = stored.manifest
-    # The one tensor that belongs to the configuration; most models do not have it.
-    factors = [region.name for region in manifest.regions if region.name == ROPE_FACTORS_TENSOR]
+    # The only tensors that belong to the configuration; most models do not have them.
+    factors = [region.name for region in manifest.regions if region.name in ROPE_TENSORS]
     chunks = [*manifest.chunks_of_header(), *manifest.chunks_of_tensors(factors)]
     fetch_chunks(stored, chunks, supply, progress)
     return stored

@@ -55,9 +55,15 @@ class CheckedKernels(abc.ABC):
     threads: int
     cache_note: str | None = None
 
-    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
-        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
-        return self._shrink(matrix.dequantized_rows(token_ids))
+    def embed(
+        self, matrix: PackedMatrix, token_ids: NDArray[np.int64], scale: float = 1.0
+    ) -> HiddenRows:
+        """Return the rows of ``token_ids`` [T], times ``scale``, as hidden rows (rule 8)."""
+        rows = matrix.dequantized_rows(token_ids)
+        if scale != 1:
+            with np.errstate(all="ignore"):  # what overflows is refused when it is rounded
+                rows = rows * np.float32(scale)
+        return self._shrink(rows)
 
     def expand(self, hidden: HiddenRows) -> Float32:
         """Return hidden rows as float32 [T, width]; raises NonFinite."""

@@ -295,8 +295,13 @@ class Kernels(Verbs, Protocol):
     def row_codec(self) -> RowCodec:
         """What packs hidden rows for a link that may lose a little; any thread may use it."""
 
-    def embed(self, matrix: PackedMatrix, token_ids: NDArray[np.int64]) -> HiddenRows:
-        """Return the rows of ``token_ids`` [T] as hidden rows; IndexError for an unknown id."""
+    def embed(
+        self, matrix: PackedMatrix, token_ids: NDArray[np.int64], scale: float = 1.0
+    ) -> HiddenRows:
+        """Return the rows of ``token_ids`` [T], times ``scale``, as hidden rows.
+
+        Raises IndexError for an unknown id, NonFinite.
+        """
 
     def record(
         self,

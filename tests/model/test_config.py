@@ -49,6 +49,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
         context_max=512,
         epsilon=float(np.float32(1e-5)),
         rope=Rope(base=10000.0, dimensions=16, scale=1.0, factors=(1.0,) * 8),
+        window=0,
         tied_output=False,
     )
 

@@ -23,6 +23,9 @@ SHAPES = [
     "tiny-qwen2",
     "tiny-qwen3",
     "tiny-qwen3moe",
+    "tiny-gemma3",
+    "tiny-phi3",
+    "tiny-phi3-long",
 ]
 TOKENS = [number * 37 % 500 for number in range(150)]  # in the third tile of attention
 
