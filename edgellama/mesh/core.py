@@ -287,7 +287,7 @@ class MeshNode:
                     # The cancellation came before the request, or was lost with a connection.
                     self._outbox.send(node, Cancel(message.request))
             case CloseSession():
-                self.stage.close(node, message)
+                self.stage.close(node, message, self._now)
             case TokenTook():
                 delay = DecodeDelay(message.trip_us / 1e6, message.least_us / 1e6)
                 self._outbox.put(TokenCame(delay))

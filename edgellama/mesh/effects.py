@@ -118,13 +118,16 @@ class OpenJob:
     """Go on with an answer under this epoch, with what is kept of its KV cache.
 
     ``key`` names the answer under every epoch; of a cache longer than ``length`` the rest is not
-    used. The result is, for each layer of the span, how many positions it holds.
+    used. The result is, for each layer of the span, how many positions it holds. Where nothing is
+    kept, the first ``shared`` positions of the answer ``continues`` serve.
     """
 
     epoch: int
     session: int
     key: int
     length: int
+    continues: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,10 +184,11 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class CloseJob:
-    """Free the session's KV cache; the result is None."""
+    """Free the session's KV cache, or ``keep`` it under its key; the result is None."""
 
     epoch: int
     session: int
+    keep: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from edgellama.errors import (
 )
 from edgellama.mesh.effects import HeadJob, Outbox, PromptTokens, Run, ScoreJob, TokenizeJob
 from edgellama.mesh.home_session import CLOSING, QUEUED, RUNNING, TOKENIZING, Session
-from edgellama.mesh.stage_role import steps_under_way_max
+from edgellama.mesh.remembered import Ended, Remembered
+from edgellama.mesh.stage_role import REMEMBERED_S, steps_under_way_max
 from edgellama.model.sampling import validate
 from edgellama.values import NodeId, Plan, Route
 from edgellama.wire.messages import (
@@ -70,6 +71,7 @@ class Home:
         self._vocabulary: Vocabulary | None = None
         self._sessions: dict[int, Session] = {}  # by session id, so in the order of asking
         self._ids = itertools.count(1)
+        self._remembered = Remembered()
 
     @property
     def sessions_open(self) -> int:
@@ -123,7 +125,7 @@ class Home:
             return
         for session in self._sessions.values():
             if node in session.closing:
-                self._outbox.send(node, CloseSession(plan.epoch, session.id))
+                self._outbox.send(node, CloseSession(plan.epoch, session.id, session.keeps))
             elif session.state == RUNNING:
                 self._outbox.send(node, self._opening(session))
 
@@ -223,6 +225,7 @@ class Home:
         session = self._sessions.get(session_id)
         if session is not None and session.state != CLOSING:
             self._reply(session.gateway, Failure(session.ask.request, error.exit_code, str(error)))
+            session.keeps = False
             self._stop(session, now)
 
     def step_failed(self, message: StepFailed, now: float) -> None:
@@ -296,8 +299,24 @@ class Home:
             if session.is_full(plan.context) and not session.ask.scored_from:
                 self._begin_close(session, "length", now)
             else:
+                self._recall(session, plan, now)
+                self._remembered.keep(plan.sessions_max - running)
                 self._open(session, plan)
                 self._feed(session, now)
+
+    def _remember(self, session: Session, plan: Plan, now: float) -> None:
+        session.keeps &= session.fed > 0 and not session.ask.scored_from
+        if session.keeps:
+            ended = Ended(session.tokens(0, session.fed), now + REMEMBERED_S)
+            self._remembered.add(session.key(plan.model_root), ended, plan.sessions_max)
+
+    def _recall(self, session: Session, plan: Plan, now: float) -> None:
+        """Let an answer that begins go on from what an ended one has computed of its tokens."""
+        self._remembered.forget(session.key(plan.model_root))
+        if session.fed or session.generated or session.continues:
+            return  # it has begun under an earlier epoch, or elsewhere
+        session.continues, session.shared = self._remembered.take(session.prompt, now)
+        session.fed = session.shared
 
     def _open(self, session: Session, plan: Plan) -> None:
         """Tell every stage of the session, and how far an earlier epoch has brought it.
@@ -315,7 +334,10 @@ class Home:
     def _opening(self, session: Session) -> OpenSession:
         assert self._plan is not None
         key = session.key(self._plan.model_root)
-        return OpenSession(self._plan.epoch, session.id, key, session.resumed_at)
+        return OpenSession(
+            *(self._plan.epoch, session.id, key, session.resumed_at),
+            *(session.continues, session.shared),
+        )
 
     def _feed(self, session: Session, now: float) -> None:
         """Send known tokens that the ring has not seen, a few chunks at a time."""
@@ -373,10 +395,12 @@ class Home:
         if session.state != CLOSING:
             session.state = CLOSING
             session.close_by = now + CLOSE_WAIT_S
-            session.counters += self._stage.forget(session.id)
+            self._remember(session, self._plan, now)
+            session.counters += self._stage.end(session.id, now, keep=session.keeps)
+            closing = CloseSession(self._plan.epoch, session.id, session.keeps)
             for placement in self._plan.stages[1:]:
                 session.closing.add(placement.node)
-                self._outbox.send(placement.node, CloseSession(self._plan.epoch, session.id))
+                self._outbox.send(placement.node, closing)
         if not session.closing:
             self._report(session)
             self._free(session, now)

@@ -50,6 +50,9 @@ class Session:
     nlls: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by the first one's position
     fed: int = 0  # positions given to the ring
     fed_at: float = 0.0  # when the last of them were
+    continues: int = 0  # the key of an ended answer whose first ``shared`` positions serve
+    shared: int = 0
+    keeps: bool = True  # what was computed is kept when it ends
     resumed_at: int = 0  # what came before this position an earlier epoch has computed
     returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
     started_at: float = 0.0

@@ -45,6 +45,7 @@ WAITING_MAX: Final = 64  # messages of an epoch that is not in force here yet, o
 SESSIONS_MAX: Final = 64  # a bound on hostile or forgotten sessions, above any plan's own
 CLOSED_KEPT: Final = 1024  # far more sessions than can end while a step is on its way
 ABANDONED_S: Final = 20.0  # an answer that nobody has gone on with for so long is forgotten
+REMEMBERED_S: Final = 900.0  # an ended one, whose asker may be writing the next question
 
 
 def steps_under_way_max(plan: Plan) -> int:
@@ -78,17 +79,21 @@ class StageRole:
         # Of an epoch that is not in force here yet.
         self._waiting: list[tuple[NodeId, Step | OpenSession | StepNeeded]] = []
         self._kept = KeptRows()
-        self._abandoned: dict[int, float] = {}  # keys of answers, and since when
+        self._abandoned: dict[int, float] = {}  # keys of answers, and when they are forgotten
 
     @property
     def sessions_open(self) -> int:
         """How many sessions are open."""
         return len(self._sessions)
 
+    def answers_kept(self) -> set[int]:
+        """Return the keys of the ended or interrupted answers that are kept for a while."""
+        return set(self._abandoned)
+
     def follow(self, plan: Plan, width: int, now: float) -> None:
         """Begin a new epoch: of the old one's sessions only what they hold is kept."""
-        keys = [*self._abandoned, *(each.key for each in self._sessions.values() if each.key)]
-        self._abandoned = dict.fromkeys(keys[-SESSIONS_MAX:], now)
+        for session in self._sessions.values():
+            self._abandon(session.key, now + ABANDONED_S)
         self._plan, self._width = plan, width
         stage = plan.stage_of(self._me)
         self._stage = -1 if stage is None else stage
@@ -105,16 +110,26 @@ class StageRole:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        since = min(self._abandoned.values(), default=None)
-        return None if since is None else since + ABANDONED_S
+        return min(self._abandoned.values(), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Forget answers that nobody goes on with."""
-        for key, since in list(self._abandoned.items()):
-            if now >= since + ABANDONED_S:
-                del self._abandoned[key]
-                self._kept.forget(key)
-                self._outbox.put(Run(ForgetJob(key)))
+        for key, until in list(self._abandoned.items()):
+            if now >= until:
+                self._forget_answer(key)
+
+    def _abandon(self, key: int, until: float) -> None:
+        """Keep what is held of an answer for a while, unless it has no name."""
+        if not key:
+            return
+        self._abandoned[key] = until
+        while len(self._abandoned) > SESSIONS_MAX:
+            self._forget_answer(next(iter(self._abandoned)))
+
+    def _forget_answer(self, key: int) -> None:
+        del self._abandoned[key]
+        self._kept.forget(key)
+        self._outbox.put(Run(ForgetJob(key)))
 
     def peer_connected(self, node: NodeId) -> None:
         """Say again what may have been lost with an earlier connection to this node."""
@@ -195,12 +210,18 @@ class StageRole:
             return  # no room, which a step will say; or told before
         session.key = message.key
         session.target, session.tokens = message.length, tokens
-        self._abandoned.pop(message.key, None)
+        for key in (message.key, message.continues):
+            self._abandoned.pop(key, None)
+        self._kept.forget(message.continues)
         if message.length:
             self._kept.forget_other(message.key, range(self._span.first, self._span.past + 1))
         else:
             self._kept.forget(message.key)
-        self._outbox.put(Run(OpenJob(plan.epoch, message.session, message.key, message.length)))
+        job = OpenJob(
+            *(plan.epoch, message.session, message.key, message.length),
+            *(message.continues, message.shared),
+        )
+        self._outbox.put(Run(job))
 
     def opened(self, job: OpenJob, lengths: tuple[int, ...]) -> None:
         """Take what this device holds of an answer, and begin to fill in the rest."""
@@ -375,23 +396,26 @@ class StageRole:
         """Return the rows that home wanted; WireError where they are not what the plan says."""
         return self._rows(step, step.wanted)
 
-    def close(self, node: NodeId, message: CloseSession) -> None:
-        """Free the session and tell home what this node's links carried while it lived."""
+    def close(self, node: NodeId, message: CloseSession, now: float) -> None:
+        """End the session and tell home what this node's links carried while it lived."""
         counters = LinkCounters()
         if self._plan is not None and message.epoch == self._plan.epoch:
-            counters = self.forget(message.session)
+            counters = self.end(message.session, now, keep=message.keep)
         self._closed[message.epoch, message.session] = None
         while len(self._closed) > CLOSED_KEPT:
             self._closed.popitem(last=False)
         self._outbox.send(node, SessionClosed(message.epoch, message.session, counters))
 
-    def forget(self, session_id: int) -> LinkCounters:
-        """Free a session; return what this node's links carried while it lived."""
+    def end(self, session_id: int, now: float, *, keep: bool) -> LinkCounters:
+        """Free a session, or keep what it holds; return what links carried while it lived."""
         session = self._sessions.pop(session_id, None)
         if session is None or self._plan is None:
             return LinkCounters()
-        self._kept.forget(session.key)
-        self._outbox.put(Run(CloseJob(self._plan.epoch, session_id)))
+        if keep:
+            self._abandon(session.key, now + REMEMBERED_S)
+        else:
+            self._kept.forget(session.key)
+        self._outbox.put(Run(CloseJob(self._plan.epoch, session_id, keep)))
         return self._counters() - session.counters_at_start
 
     def _session(self, session_id: int) -> StageSession | None:

@@ -148,13 +148,13 @@ class Engine:
                 stage = self._stages.get(job.epoch)
                 if stage is None:
                     return ()  # home without layers of its own
-                return stage.open(job.session, job.key, job.length, self._kept)
+                return stage.open(job, self._kept)
             case FillJob():
                 return self._fill(job)
             case CloseJob():
                 stage = self._stages.get(job.epoch)
                 if stage is not None:
-                    stage.close(job.session)
+                    stage.close(job.session, self._kept if job.keep else None)
                 return None
             case ForgetJob():
                 self._kept.forget(job.key)

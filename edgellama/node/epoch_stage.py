@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgellama_kernels import CacheLayer, HiddenRows, Kernels
 
+    from edgellama.mesh.effects import OpenJob
     from edgellama.model.stage import Stage
     from edgellama.node.kept_caches import KeptCaches
     from edgellama.values import Plan, Span
@@ -58,17 +59,20 @@ class EpochStage:
         for part in self._parts.values():
             part.use(kernels)
 
-    def open(self, session: int, key: int, length: int, kept: KeptCaches) -> tuple[int, ...]:
-        """Go on with an answer; return how many positions each layer holds, ``length`` at most.
+    def open(self, job: OpenJob, kept: KeptCaches) -> tuple[int, ...]:
+        """Go on with an answer; return how many positions each layer holds, at most its length.
 
         A session that steps have opened already only learns its key. Raises WireError when there
         is no room.
         """
-        answer = self._answers.get(session)
-        held = kept.take(key, self._plan, self._span)
+        answer = self._answers.get(job.session)
+        held, length = kept.take(job.key, self._plan, self._span), job.length
+        if not held and job.continues:
+            held = kept.take(job.continues, self._plan, self._span)
+            length = min(length, job.shared)
         if answer is None:
-            answer = self._begin(session, held if length else {}, kept)
-        answer.key = key
+            answer = self._begin(job.session, held if length else {}, kept)
+        answer.key = job.key
         for layer in answer.layers:
             layer.length = min(layer.length, length) if length else layer.length
         return tuple(layer.length for layer in answer.layers)
@@ -98,17 +102,22 @@ class EpochStage:
             raise WireError(f"session {session} does not hold what comes before {position}")
         return self._compute(session, answer, span, hidden, position)
 
-    def close(self, session: int) -> None:
-        """Free a session's memory, if it is open."""
-        self._answers.pop(session, None)
+    def close(self, session: int, kept: KeptCaches | None = None) -> None:
+        """End a session, if it is open: free its memory, or keep what it holds under its key."""
+        answer = self._answers.pop(session, None)
+        if answer is not None and kept is not None:
+            self._keep(answer, kept)
 
     def retire(self, kept: KeptCaches) -> None:
         """Keep the answers that have a name: the epoch is over."""
         for answer in self._answers.values():
-            if answer.key:
-                layers = dict(zip(range(*self._span), answer.layers, strict=True))
-                kept.put(answer.key, self._plan, layers)
+            self._keep(answer, kept)
         self._answers.clear()
+
+    def _keep(self, answer: _Answer, kept: KeptCaches) -> None:
+        if answer.key:
+            layers = dict(zip(range(*self._span), answer.layers, strict=True))
+            kept.put(answer.key, self._plan, layers)
 
     def _begin(self, session: int, held: dict[int, LayerCache], kept: KeptCaches) -> _Answer:
         most = self._plan.sessions_max

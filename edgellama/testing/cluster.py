@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgellama.testing.cluster_asking import Answer, ClusterError, ClusterGuest
-from edgellama.testing.cluster_node import ClusterNode
+from edgellama.testing.cluster_node import SESSIONS_MAX, ClusterNode
 from edgellama.testing.fake_model import (
     ExpectedAnswer,
     FakeModel,
@@ -237,7 +237,7 @@ class SimulatedCluster:
             self.check(answer)
 
     def until_idle(self, seconds: float = 30.0) -> None:
-        """Wait until nothing is kept of any answer, on any device."""
+        """Wait until no device works for an answer, or keeps one that nobody may go on with."""
         self.until(lambda: all(map(_is_idle, self.up())), "idle", seconds)
 
     def described(self) -> str:
@@ -270,6 +270,8 @@ def _kept(node: ClusterNode) -> dict[str, int]:
         "home": node.core.home.sessions_open,
         "stage": len(node.core.stage._sessions),
         "engine": len(node.engine.sessions_held()),
+        "kept for ever": len(node.engine.answers_kept() - node.core.stage.answers_kept()),
+        "too many kept": max(0, len(node.engine.answers_kept()) - SESSIONS_MAX),
     }
 
 

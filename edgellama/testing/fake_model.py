@@ -228,9 +228,12 @@ class FakeEngine(Engine):
             self._tokenizer = cast("Any", FakeTokenizer())
 
     def sessions_held(self) -> list[tuple[int, int]]:
-        """Return (epoch, session) of every KV cache in use, and (0, key) of those that are kept."""
-        used = [(epoch, each) for epoch, stage in self._stages.items() for each in stage.sessions()]
-        return used + [(0, key) for key in self._kept.answers()]
+        """Return (epoch, session) of every KV cache in use."""
+        return [(epoch, each) for epoch, stage in self._stages.items() for each in stage.sessions()]
+
+    def answers_kept(self) -> set[int]:
+        """Return the keys of the answers whose KV caches are kept."""
+        return set(self._kept.answers())
 
 
 def expected_nlls(model: FakeModel, ask: Ask) -> tuple[float, ...]:

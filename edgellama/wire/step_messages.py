@@ -9,7 +9,7 @@ from edgellama.errors import WireError
 from edgellama.values import LinkCounters
 from edgellama.wire.activations import ROWS_MAX
 from edgellama.wire.membership_messages import REASON
-from edgellama.wire.schema import Kind, Record, Unsigned
+from edgellama.wire.schema import Flag, Kind, Record, Unsigned
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,25 @@ class OpenSession:
     """Under this epoch the answer ``key`` is this session, and stands at ``length``.
 
     What is held of its KV cache serves up to there; what is lacking is asked of the stage before.
+    Where nothing is held of it, the first ``shared`` positions of the ended answer ``continues``
+    serve instead: they are of the same tokens.
     """
 
     epoch: int
     session: int
     key: int
     length: int
+    continues: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
 class CloseSession:
-    """Home is done with the session: free its KV cache."""
+    """Home is done with the session: free its KV cache, or ``keep`` it for what comes next."""
 
     epoch: int
     session: int
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ STEP_MESSAGES: Final[dict[int, Kind]] = {
     7: Kind(StepNeeded, (_U64, _U64, _U32, _U32)),
     8: Kind(StepStale, (_U64,)),
     9: Kind(StepFailed, (_U64, _U64, REASON)),
-    10: Kind(CloseSession, (_U64, _U64)),
+    10: Kind(CloseSession, (_U64, _U64, Flag())),
     11: Kind(SessionClosed, (_U64, _U64, COUNTERS)),
-    25: Kind(OpenSession, (_U64, _U64, _U64, _U32)),
+    25: Kind(OpenSession, (_U64, _U64, _U64, _U32, _U64, _U32)),
 }
 
 

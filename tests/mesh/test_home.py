@@ -38,6 +38,7 @@ from edgellama.wire.messages import (
     Failure,
     Finished,
     Message,
+    OpenSession,
     Piece,
     SessionClosed,
     StepFailed,
@@ -127,7 +128,7 @@ def test_a_token_after_the_other() -> None:
     assert (job.position, job.recent) == (4, (1, 2, 3, 41))
     desk.token(job, 42)
     assert desk.messages() == [Piece(7, 1, (42,), "<42>", 0)]
-    assert [message for _, message in sent(desk.outbox)] == [CloseSession(5, session)]
+    assert [message for _, message in sent(desk.outbox)] == [CloseSession(5, session, keep=True)]
 
 
 def running(tokens_max: int = 4, **changes: object) -> tuple[Desk, HeadJob]:
@@ -223,7 +224,7 @@ def test_a_token_that_nobody_waits_for(epoch: int, position: int) -> None:
 def test_more_requests_than_sessions_wait_in_their_order() -> None:
     desk = Desk()
     for request in (1, 2, 3):
-        desk.begin(ask_of(request=request))
+        desk.begin(ask_of(request=request), prompt=(request, 2, 3))
         assert bool(desk.fed()) is (request < 3)
     desk.home.cancel(GATEWAY, 1, desk.now)
     desk.outbox.drain()
@@ -236,7 +237,7 @@ def test_a_slot_is_free_only_when_every_stage_has_said_so() -> None:
     """The end is told without the counters of a silent stage, but its KV slot may be taken."""
     desk = Desk(plan_of(A, B, sessions_max=1))
     desk.begin(ask_of(request=1, tokens_max=1))
-    desk.begin(ask_of(request=2))
+    desk.begin(ask_of(request=2), prompt=(4, 5, 6))
     desk.token(desk.come_round(0, 3), END_TOKEN)
     assert desk.home.next_timer() == desk.now + CLOSE_WAIT_S
     desk.home.handle_timer(desk.now + CLOSE_WAIT_S - 0.01)
@@ -248,11 +249,11 @@ def test_a_slot_is_free_only_when_every_stage_has_said_so() -> None:
     desk.home.stage_connected(C)
     assert sent(desk.outbox) == []
     desk.home.stage_connected(B)
-    assert sent(desk.outbox) == [(B, CloseSession(5, 1))]
+    assert sent(desk.outbox) == [(B, CloseSession(5, 1, keep=True))]
     desk.home.session_closed(C, SessionClosed(5, 1, LinkCounters()), desk.now)  # not a stage
     assert desk.fed() == []
     desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
-    assert desk.fed() == [(0, (1, 2, 3))]
+    assert desk.fed() == [(0, (4, 5, 6))]
     assert desk.messages() == []
 
 
@@ -309,6 +310,79 @@ def test_what_was_left_out_of_the_history_stays_out() -> None:
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
     desk.home.ask(GATEWAY, ask_of(history=SAID))  # the gateway has lost its link, and all of that
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
+
+
+def answer_ended(desk: Desk) -> int:
+    """Let an answer to 1, 2, 3 end with 41, which went round, and 42; return its key."""
+    desk.home.ask(GATEWAY, ask_of(tokens_max=2))
+    (tokenize,) = jobs(desk.outbox)
+    assert isinstance(tokenize, TokenizeJob)
+    desk.home.tokenized(tokenize.session, read(1, 2, 3), desk.now)
+    ((_, opening),) = [each for each in sent(desk.outbox) if isinstance(each[1], OpenSession)]
+    assert isinstance(opening, OpenSession)
+    desk.token(desk.come_round(0, 3), 41)
+    desk.fed()
+    desk.token(desk.come_round(3), 42)
+    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
+    desk.outbox.drain()
+    return opening.key
+
+
+def opened(desk: Desk) -> tuple[int, int, int]:
+    """Return at what position a session is opened, from which answer, and how much of it."""
+    ((_, opening),) = [each for each in sent(desk.outbox) if isinstance(each[1], OpenSession)]
+    assert isinstance(opening, OpenSession)
+    return opening.length, opening.continues, opening.shared
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ((1, 2, 3, 41, 7, 8), (4, 4)),
+        ((1, 2, 9), (2, 2)),
+        ((1, 2, 3), (2, 3)),  # its last position is computed again, for its row
+        ((2, 2, 3), (0, 0)),
+    ],
+)
+def test_a_question_goes_on_from_an_answer_that_begins_like_it(
+    prompt: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    desk = Desk()
+    key = answer_ended(desk)
+    desk.begin(ask_of(request=8), prompt)
+    length, continues, shared = opened(desk)
+    assert (length, shared) == expected
+    assert continues == (key if shared else 0)
+
+
+def test_an_answer_that_failed_is_not_gone_on_from() -> None:
+    desk, _ = running()
+    desk.home.fail(1, EdgellamaError("broken"), desk.now)
+    assert sent(desk.outbox) == [(B, CloseSession(5, 1, keep=False))]
+    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
+    desk.begin(ask_of(request=8))
+    assert opened(desk) == (0, 0, 0)
+
+
+def test_an_answer_that_was_stopped_is() -> None:
+    desk, _ = running()
+    desk.home.cancel(GATEWAY, 7, desk.now)
+    assert sent(desk.outbox) == [(B, CloseSession(5, 1, keep=True))]
+    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
+    desk.begin(ask_of(request=8))
+    assert opened(desk)[0] == 2
+
+
+def test_where_every_slot_is_taken_nothing_is_gone_on_from() -> None:
+    desk = Desk()
+    answer_ended(desk)
+    for request in (8, 9):  # the second takes the memory of the ended answer
+        desk.begin(ask_of(request=request), (5, 6, request))
+    desk.outbox.drain()
+    desk.home.cancel(GATEWAY, 8, desk.now)
+    desk.home.session_closed(B, SessionClosed(5, 2, LinkCounters()), desk.now)
+    desk.begin(ask_of(request=10), (1, 2, 3, 41, 7))
+    assert opened(desk) == (0, 0, 0)
 
 
 def test_only_the_tokens_of_a_prompt_are_wanted() -> None:

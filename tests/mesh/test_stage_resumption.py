@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from mesh_building import WIDTH, A, B, C, jobs, of_kind, plan_of, rows_of, sent, step_of
 
-from edgellama.mesh.effects import FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
+from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
 from edgellama.mesh.refill import CHUNK_ROWS, WINDOW_ROWS
-from edgellama.mesh.stage_role import ABANDONED_S, SESSIONS_MAX, StageRole
+from edgellama.mesh.stage_role import ABANDONED_S, REMEMBERED_S, SESSIONS_MAX, StageRole
 from edgellama.values import LinkCounters, NodeId, Plan, Span, StagePlacement
 from edgellama.wire.messages import CloseSession, OpenSession, Step, StepFailed, StepNeeded
 
@@ -254,7 +254,7 @@ def test_a_cache_that_cannot_be_opened_fails_the_session_at_home() -> None:
 def test_what_nobody_goes_on_with_is_forgotten_in_time() -> None:
     stage = Stage()
     stage.open(30, (30, 30))
-    stage.role.close(A, CloseSession(5, 1))
+    stage.role.close(A, CloseSession(5, 1), 0.0)
     stage.outbox.drain()
     stage.open(20, (20, 20), session=2)
     assert stage.role.next_timer() is None
@@ -287,3 +287,43 @@ def test_what_is_remembered_of_abandoned_answers_has_a_bound() -> None:
     stage.outbox.drain()
     stage.role.handle_timer(1e9)
     assert len(jobs(stage.outbox)) == SESSIONS_MAX
+
+
+def test_an_ended_answer_is_kept_for_the_next_question() -> None:
+    stage = Stage()
+    stage.open(0, ())
+    stage.role.close(A, CloseSession(5, 1, keep=True), 50.0)
+    assert jobs(stage.outbox) == [CloseJob(5, 1, keep=True)]
+    assert stage.role.answers_kept() == {KEY}
+    opening = OpenSession(5, 2, 7, 20, continues=KEY, shared=20)
+    stage.role.receive(A, opening)
+    assert jobs(stage.outbox) == [OpenJob(5, 2, 7, 20, continues=KEY, shared=20)]
+    assert stage.role.answers_kept() == set()
+    stage.role.opened(OpenJob(5, 2, 7, 20, continues=KEY, shared=20), (20, 20))
+    stage.role.receive(A, step_of(20, session=2))
+    (job,) = jobs(stage.outbox)
+    assert isinstance(job, StageJob)
+    assert job.position == 20
+
+
+def test_an_ended_answer_is_not_kept_for_ever() -> None:
+    stage = Stage()
+    stage.open(0, ())
+    stage.role.close(A, CloseSession(5, 1, keep=True), 50.0)
+    stage.follow(replace(PLAN, epoch=6), now=60.0)
+    assert stage.role.next_timer() == 50.0 + REMEMBERED_S
+    stage.outbox.drain()
+    stage.role.handle_timer(50.0 + REMEMBERED_S)
+    assert jobs(stage.outbox) == [ForgetJob(KEY)]
+
+
+def test_a_step_of_the_next_question_waits_for_its_opening() -> None:
+    stage = Stage()
+    stage.open(0, ())
+    stage.role.close(A, CloseSession(5, 1, keep=True), 50.0)
+    stage.outbox.drain()
+    stage.role.receive(A, step_of(20, session=2))
+    assert jobs(stage.outbox) == []
+    stage.role.receive(A, OpenSession(5, 2, 7, 20, continues=KEY, shared=20))
+    stage.role.opened(OpenJob(5, 2, 7, 20, continues=KEY, shared=20), (20, 20))
+    assert isinstance(jobs(stage.outbox)[-1], StageJob)

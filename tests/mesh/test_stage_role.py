@@ -300,7 +300,7 @@ def test_a_closed_session_is_freed_and_its_counters_told() -> None:
     stage.role.receive(A, step_of(0))
     stage.outbox.drain()
     stage.bytes_sent = 350
-    stage.role.close(A, CloseSession(5, 1))
+    stage.role.close(A, CloseSession(5, 1), 0.0)
     effects = stage.outbox.drain()
     assert sent(effects) == [(A, SessionClosed(5, 1, LinkCounters(bytes_sent=250)))]
     assert [each.job for each in effects if hasattr(each, "job")] == [CloseJob(5, 1)]
@@ -308,7 +308,7 @@ def test_a_closed_session_is_freed_and_its_counters_told() -> None:
 
 def test_late_steps_do_not_open_a_closed_session_again() -> None:
     stage = Stage()
-    stage.role.close(A, CloseSession(5, 1))
+    stage.role.close(A, CloseSession(5, 1), 0.0)
     assert sent(stage.outbox) == [(A, SessionClosed(5, 1, LinkCounters()))]
     stage.role.receive(A, step_of(0))
     stage.role.receive(A, step_of(7))
@@ -320,7 +320,7 @@ def test_late_steps_do_not_open_a_closed_session_again() -> None:
 def test_the_memory_of_closed_sessions_has_a_bound() -> None:
     stage = Stage()
     for session in range(CLOSED_KEPT + 1):
-        stage.role.close(A, CloseSession(5, session))
+        stage.role.close(A, CloseSession(5, session), 0.0)
     stage.outbox.drain()
     stage.role.receive(A, step_of(0, session=0))
     assert stage.positions() == [(0, 1)]
@@ -330,7 +330,7 @@ def test_a_close_of_another_epoch_leaves_the_session_of_that_number_alone() -> N
     stage = Stage()
     stage.role.receive(A, step_of(0))
     stage.outbox.drain()
-    stage.role.close(A, CloseSession(4, 1))
+    stage.role.close(A, CloseSession(4, 1), 0.0)
     assert sent(stage.outbox) == [(A, SessionClosed(4, 1, LinkCounters()))]
     stage.role.receive(A, step_of(1))
     assert stage.positions() == [(1, 1)]
@@ -339,7 +339,7 @@ def test_a_close_of_another_epoch_leaves_the_session_of_that_number_alone() -> N
 def test_a_close_may_come_before_its_epoch() -> None:
     stage = Stage()
     stage.role.receive(A, step_of(0, epoch=6))
-    stage.role.close(A, CloseSession(6, 1))
+    stage.role.close(A, CloseSession(6, 1), 0.0)
     stage.outbox.drain()
     stage.role.follow(replace(PLAN, epoch=6), WIDTH, 0.0)
     assert stage.outbox.drain() == []

@@ -11,7 +11,7 @@ from mesh_building import A, B
 from model_running import Ring
 
 from edgellama.errors import EdgellamaError
-from edgellama.mesh.effects import FillJob, ForgetJob, HeadJob, Job, OpenJob, StageJob
+from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, HeadJob, Job, OpenJob, StageJob
 from edgellama.model.hidden import take_rows
 from edgellama.node.engine import Engine, LoadedSpan
 from edgellama.values import Plan, SamplingSettings, Span, StagePlacement
@@ -216,3 +216,62 @@ def test_a_step_that_came_before_its_name_keeps_its_cache(two: TwoEngines) -> No
     two.run(1, StageJob(6, 2, 0, hidden=hidden))
     held = len(PROMPT)
     assert two.run(1, OpenJob(6, 2, 99, 0)) == (held, held)  # type: ignore[comparison-overlap]
+
+
+NEXT = (*PROMPT[:5], 9, 44)  # shares five tokens with the answer before
+
+
+@pytest.fixture
+def next_expected(packed: PackedModel, kernels: Kernels) -> list[int]:
+    return [*NEXT, *Ring(packed, kernels, [LAYERS]).greedy(NEXT, 5)]
+
+
+def end(two: TwoEngines) -> None:
+    for engine in two.engines:
+        assert engine.run(CloseJob(two.plan.epoch, 1, keep=True)) is None
+
+
+def begin_next(two: TwoEngines, length: int) -> list[tuple[int, ...]]:
+    two.tokens = list(NEXT)
+    job = OpenJob(two.plan.epoch, 1, KEY + 1, length, continues=KEY, shared=5)
+    return [two.run(stage, job) for stage in (0, 1)]  # type: ignore[misc]
+
+
+def test_a_question_goes_on_from_the_answer_before(
+    two: TwoEngines, next_expected: list[int]
+) -> None:
+    end(two)
+    assert begin_next(two, 5) == [(5, 5)] * 2
+    finish(two, 5, next_expected)
+
+
+def test_what_the_two_do_not_share_never_serves(two: TwoEngines, next_expected: list[int]) -> None:
+    """The question came further before the plan changed than this device has heard."""
+    end(two)
+    two.install(plan_of(2, 6))
+    assert begin_next(two, 6) == [(5, 5)] * 2
+    two.fill(1, Span(2, 4), 5, two.fill_home(2, 5, 6))
+    finish(two, 6, next_expected)
+
+
+def test_under_its_own_name_it_is_found_first(two: TwoEngines, next_expected: list[int]) -> None:
+    end(two)
+    begin_next(two, 5)
+    two.step(5)
+    two.step(len(two.tokens) - 1)
+    known = list(two.tokens)
+    two.install(plan_of(1, 6))
+    held = begin_next(two, len(known) - 1)
+    assert held == [(8,), (0, 8, 8)]
+    two.tokens = known
+    two.fill(1, Span(1, 2), 0, two.fill_home(1, 0, 8))
+    finish(two, 8, next_expected)
+
+
+def test_an_ended_answer_makes_room_for_new_ones(two: TwoEngines) -> None:
+    end(two)
+    for session in (2, 3):
+        two.run(0, OpenJob(5, session, session, 0))
+        two.run(0, StageJob(5, session, 0, tokens=PROMPT))
+    two.run(0, CloseJob(5, 2))
+    assert begin_next(two, 5) == [(0, 0), (5, 5)]
