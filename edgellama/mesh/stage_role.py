@@ -20,6 +20,7 @@ from edgellama_kernels.row_codec import REFERENCE
 
 from edgellama.errors import WireError
 from edgellama.link.endpoint import Priority
+from edgellama.mesh.deadlines import Deadlines
 from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
 from edgellama.mesh.kept_rows import KeptRows
 from edgellama.mesh.refill import CHUNK_ROWS, Chunk, Refill, window_rows
@@ -79,7 +80,7 @@ class StageRole:
         # Of an epoch that is not in force here yet.
         self._waiting: list[tuple[NodeId, Step | OpenSession | StepNeeded]] = []
         self._kept = KeptRows()
-        self._abandoned: dict[int, float] = {}  # keys of answers, and when they are forgotten
+        self._abandoned = Deadlines(SESSIONS_MAX)
 
     @property
     def sessions_open(self) -> int:
@@ -88,12 +89,12 @@ class StageRole:
 
     def answers_kept(self) -> set[int]:
         """Return the keys of the ended or interrupted answers that are kept for a while."""
-        return set(self._abandoned)
+        return self._abandoned.keys()
 
     def follow(self, plan: Plan, width: int, now: float) -> None:
         """Begin a new epoch: of the old one's sessions only what they hold is kept."""
         for session in self._sessions.values():
-            self._abandon(session.key, now + ABANDONED_S)
+            self._abandon(session.key, now, ABANDONED_S)
         self._plan, self._width = plan, width
         stage = plan.stage_of(self._me)
         self._stage = -1 if stage is None else stage
@@ -110,26 +111,19 @@ class StageRole:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        return min(self._abandoned.values(), default=None)
+        return self._abandoned.next_timer()
 
     def handle_timer(self, now: float) -> None:
         """Forget answers that nobody goes on with."""
-        for key, until in list(self._abandoned.items()):
-            if now >= until:
-                self._forget_answer(key)
+        for key in self._abandoned.due(now):
+            self._kept.forget(key)
+            self._outbox.put(Run(ForgetJob(key)))
 
-    def _abandon(self, key: int, until: float) -> None:
+    def _abandon(self, key: int, now: float, wait_s: float) -> None:
         """Keep what is held of an answer for a while, unless it has no name."""
-        if not key:
-            return
-        self._abandoned[key] = until
-        while len(self._abandoned) > SESSIONS_MAX:
-            self._forget_answer(next(iter(self._abandoned)))
-
-    def _forget_answer(self, key: int) -> None:
-        del self._abandoned[key]
-        self._kept.forget(key)
-        self._outbox.put(Run(ForgetJob(key)))
+        if key:
+            self._abandoned.add(key, now + wait_s)
+            self.handle_timer(now)
 
     def peer_connected(self, node: NodeId) -> None:
         """Say again what may have been lost with an earlier connection to this node."""
@@ -211,7 +205,7 @@ class StageRole:
         session.key = message.key
         session.target, session.tokens = message.length, tokens
         for key in (message.key, message.continues):
-            self._abandoned.pop(key, None)
+            self._abandoned.remove(key)
         self._kept.forget(message.continues)
         if message.length:
             self._kept.forget_other(message.key, range(self._span.first, self._span.past + 1))
@@ -412,7 +406,7 @@ class StageRole:
         if session is None or self._plan is None:
             return LinkCounters()
         if keep:
-            self._abandon(session.key, now + REMEMBERED_S)
+            self._abandon(session.key, now, REMEMBERED_S)
         else:
             self._kept.forget(session.key)
         self._outbox.put(Run(CloseJob(self._plan.epoch, session_id, keep)))

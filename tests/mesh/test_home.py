@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from home_desk import GATEWAY, PLAN, Desk, read, running
 from mesh_building import (
     WIDTH,
     A,
@@ -21,96 +22,21 @@ from mesh_building import (
 from edgellama.errors import EXIT_MISUSE, EdgellamaError
 from edgellama.mesh.effects import (
     HeadJob,
-    OpenJob,
-    Outbox,
     PromptTokens,
-    ScoreJob,
     StageJob,
     TokenizeJob,
 )
-from edgellama.mesh.home import CLOSE_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX, Home
-from edgellama.mesh.stage_role import StageRole
-from edgellama.testing.fake_model import END_TOKEN, FakeTokenizer
-from edgellama.values import ASSISTANT, USER, LinkCounters, NodeId, Plan, SamplingSettings, Turn
+from edgellama.mesh.home import CLOSE_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX
+from edgellama.testing.fake_model import END_TOKEN
+from edgellama.values import ASSISTANT, USER, LinkCounters, SamplingSettings, Turn
 from edgellama.wire.messages import (
-    Ask,
     CloseSession,
     Failure,
     Finished,
-    Message,
-    OpenSession,
     Piece,
     SessionClosed,
     StepFailed,
 )
-
-PLAN = plan_of(A, B)
-GATEWAY = C
-
-
-def read(*tokens: int, turns_kept: int = 0) -> PromptTokens:
-    return PromptTokens(tokens, turns_kept, is_templated=True)
-
-
-class Desk:
-    """A home with one stage after it, driven by hand."""
-
-    def __init__(self, plan: Plan = PLAN) -> None:
-        self.outbox = Outbox()
-        self.said: list[tuple[NodeId, Message]] = []
-        self.trips: list[float] = []
-        role = StageRole(A, self.outbox, LinkCounters, lambda node: False)
-        self.role = role
-        self.home = Home(
-            *(A, self.outbox, role, lambda node, message: self.said.append((node, message)), str),
-            self.trips.append,
-        )
-        self.now = 10.0
-        self.follow(plan)
-
-    def follow(self, plan: Plan) -> None:
-        self.plan = plan
-        self.role.follow(plan, WIDTH, 0.0)
-        self.home.follow(plan, FakeTokenizer(), self.now)
-
-    def begin(self, ask: Ask, prompt: tuple[int, ...] = (1, 2, 3)) -> int:
-        """Ask and tokenize; return the session, and forget what was wanted before."""
-        self.outbox.drain()
-        self.home.ask(GATEWAY, ask)
-        (job,) = jobs(self.outbox)
-        assert isinstance(job, TokenizeJob)
-        self.home.tokenized(job.session, read(*prompt), self.now)
-        return job.session
-
-    def fed(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Return (position, tokens) of what was given to the ring since the last call."""
-        return [
-            (job.position, job.tokens) for job in jobs(self.outbox) if isinstance(job, StageJob)
-        ]
-
-    def resumed(self) -> tuple[int, int]:
-        """Let stage 0 hold all that it shall; return the session and where it goes on."""
-        (job,) = jobs(self.outbox)
-        assert isinstance(job, OpenJob)
-        layers = self.plan.stages[0].span.layers
-        self.role.opened(job, (job.length,) * layers)
-        return job.session, job.length
-
-    def come_round(self, position: int, count: int = 1, session: int = 1) -> HeadJob:
-        """Let the last known position's row come back; return what the head is to do."""
-        step = returned_step(position, count, stages=len(self.plan.stages), session=session)
-        self.home.row_returned(replace(step, epoch=self.plan.epoch), self.now)
-        (job,) = [each for each in jobs(self.outbox) if isinstance(each, HeadJob)]
-        return job
-
-    def token(self, job: HeadJob, token: int) -> None:
-        self.home.token_made(job, token, self.now)
-
-    def messages(self) -> list[Message]:
-        """Return what the gateway has been told since the last call."""
-        said, self.said = self.said, []
-        assert all(node == GATEWAY for node, _ in said)
-        return [message for _, message in said]
 
 
 def test_a_token_after_the_other() -> None:
@@ -129,13 +55,6 @@ def test_a_token_after_the_other() -> None:
     desk.token(job, 42)
     assert desk.messages() == [Piece(7, 1, (42,), "<42>", 0)]
     assert [message for _, message in sent(desk.outbox)] == [CloseSession(5, session, keep=True)]
-
-
-def running(tokens_max: int = 4, **changes: object) -> tuple[Desk, HeadJob]:
-    desk = Desk()
-    desk.begin(ask_of(tokens_max=tokens_max, **changes))
-    desk.fed()
-    return desk, desk.come_round(0, 3)
 
 
 @pytest.mark.parametrize(
@@ -310,147 +229,6 @@ def test_what_was_left_out_of_the_history_stays_out() -> None:
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
     desk.home.ask(GATEWAY, ask_of(history=SAID))  # the gateway has lost its link, and all of that
     assert desk.messages() == [Piece(7, 0, (41,), "<41>", 4, is_templated=False)]
-
-
-def answer_ended(desk: Desk) -> int:
-    """Let an answer to 1, 2, 3 end with 41, which went round, and 42; return its key."""
-    desk.home.ask(GATEWAY, ask_of(tokens_max=2))
-    (tokenize,) = jobs(desk.outbox)
-    assert isinstance(tokenize, TokenizeJob)
-    desk.home.tokenized(tokenize.session, read(1, 2, 3), desk.now)
-    ((_, opening),) = [each for each in sent(desk.outbox) if isinstance(each[1], OpenSession)]
-    assert isinstance(opening, OpenSession)
-    desk.token(desk.come_round(0, 3), 41)
-    desk.fed()
-    desk.token(desk.come_round(3), 42)
-    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
-    desk.outbox.drain()
-    return opening.key
-
-
-def opened(desk: Desk) -> tuple[int, int, int]:
-    """Return at what position a session is opened, from which answer, and how much of it."""
-    ((_, opening),) = [each for each in sent(desk.outbox) if isinstance(each[1], OpenSession)]
-    assert isinstance(opening, OpenSession)
-    return opening.length, opening.continues, opening.shared
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ((1, 2, 3, 41, 7, 8), (4, 4)),
-        ((1, 2, 9), (2, 2)),
-        ((1, 2, 3), (2, 3)),  # its last position is computed again, for its row
-        ((2, 2, 3), (0, 0)),
-    ],
-)
-def test_a_question_goes_on_from_an_answer_that_begins_like_it(
-    prompt: tuple[int, ...], expected: tuple[int, int]
-) -> None:
-    desk = Desk()
-    key = answer_ended(desk)
-    desk.begin(ask_of(request=8), prompt)
-    length, continues, shared = opened(desk)
-    assert (length, shared) == expected
-    assert continues == (key if shared else 0)
-
-
-def test_an_answer_that_failed_is_not_gone_on_from() -> None:
-    desk, _ = running()
-    desk.home.fail(1, EdgellamaError("broken"), desk.now)
-    assert sent(desk.outbox) == [(B, CloseSession(5, 1, keep=False))]
-    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
-    desk.begin(ask_of(request=8))
-    assert opened(desk) == (0, 0, 0)
-
-
-def test_an_answer_that_was_stopped_is() -> None:
-    desk, _ = running()
-    desk.home.cancel(GATEWAY, 7, desk.now)
-    assert sent(desk.outbox) == [(B, CloseSession(5, 1, keep=True))]
-    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
-    desk.begin(ask_of(request=8))
-    assert opened(desk)[0] == 2
-
-
-def test_where_every_slot_is_taken_nothing_is_gone_on_from() -> None:
-    desk = Desk()
-    answer_ended(desk)
-    for request in (8, 9):  # the second takes the memory of the ended answer
-        desk.begin(ask_of(request=request), (5, 6, request))
-    desk.outbox.drain()
-    desk.home.cancel(GATEWAY, 8, desk.now)
-    desk.home.session_closed(B, SessionClosed(5, 2, LinkCounters()), desk.now)
-    desk.begin(ask_of(request=10), (1, 2, 3, 41, 7))
-    assert opened(desk) == (0, 0, 0)
-
-
-def test_only_the_tokens_of_a_prompt_are_wanted() -> None:
-    """However many: there is no answer that would need room in the context."""
-    desk = Desk(plan_of(A, context=2))
-    desk.begin(ask_of(tokens_max=0), prompt=(1, 2, 3))
-    assert desk.fed() == []
-    (finished,) = desk.messages()
-    assert isinstance(finished, Finished)
-    assert (finished.prompt_tokens, finished.tokens_count) == ((1, 2, 3), 0)
-
-
-TEXT = tuple(range(50))
-
-
-def scoring(plan: Plan = PLAN) -> Desk:
-    desk = Desk(plan)
-    desk.begin(ask_of(tokens=TEXT, tokens_max=0, scored_from=25), prompt=())
-    return desk
-
-
-def test_a_text_is_scored() -> None:
-    desk = scoring()
-    assert desk.fed() == [(0, TEXT[:32]), (32, TEXT[32:49])]
-    jobs_made = []
-    for position, count, wanted in ((0, 32, 7), (32, 17, 17)):
-        desk.home.row_returned(returned_step(position, count, wanted=wanted), desk.now)
-        (job,) = jobs(desk.outbox)
-        assert isinstance(job, ScoreJob)
-        assert len(job.hidden.exponents) == wanted
-        jobs_made.append(job)
-    assert [(job.position, job.targets) for job in jobs_made] == [
-        (25, TEXT[26:33]),
-        (32, TEXT[33:50]),
-    ]
-    desk.home.scored(jobs_made[1], (2.0,) * 17, desk.now)
-    assert desk.messages() == []
-    desk.home.scored(jobs_made[0], (1.0,) * 7, desk.now)
-    desk.home.session_closed(B, SessionClosed(5, 1, LinkCounters()), desk.now)
-    (finished,) = desk.messages()
-    assert isinstance(finished, Finished)
-    assert finished.nlls == (1.0,) * 7 + (2.0,) * 17
-    assert finished.tokens_count == len(TEXT)
-
-
-def test_under_a_new_epoch_a_text_is_scored_from_its_beginning() -> None:
-    desk = scoring()
-    desk.outbox.drain()
-    desk.home.row_returned(returned_step(0, 32, wanted=7), desk.now)
-    (job,) = jobs(desk.outbox)
-    assert isinstance(job, ScoreJob)
-    desk.home.scored(job, (1.0,) * 7, desk.now)
-    desk.follow(replace(PLAN, epoch=6))
-    assert desk.fed() == [(0, TEXT[:32]), (32, TEXT[32:49])]
-    desk.home.scored(job, (1.0,) * 7, desk.now)  # of the old epoch
-    desk.home.row_returned(replace(returned_step(32, 17, wanted=17, session=2), epoch=6), desk.now)
-    (again,) = jobs(desk.outbox)
-    assert isinstance(again, ScoreJob)
-    desk.home.scored(again, (2.0,) * 17, desk.now)
-    assert desk.messages() == []  # its first part is still to come
-
-
-def test_a_text_that_does_not_fit_the_context_is_refused() -> None:
-    desk = scoring(plan_of(A, B, context=49))
-    (failure,) = desk.messages()
-    assert isinstance(failure, Failure)
-    assert failure.text == "50 tokens do not fit this mesh's context of 49"
-    assert desk.home.sessions_open == 0
 
 
 def test_when_another_is_home_answers_are_forgotten_and_ends_are_told() -> None:
