@@ -80,6 +80,16 @@ class DeviceSpeed(NamedTuple):
     head_kib_ns: int
 
 
+class StageTimes(NamedTuple):
+    """What a stage takes for one token: its own computing, and the hop to the next stage.
+
+    0 stands for what is not known, and for the hop of a device that does it all.
+    """
+
+    compute_ns: int = 0
+    hop_ns: int = 0
+
+
 class LinkFacts(NamedTuple):
     """What ``node`` has measured of its link to ``peer``."""
 

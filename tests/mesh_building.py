@@ -12,7 +12,7 @@ from edgellama_kernels import HiddenRows
 
 from edgellama.mesh.effects import Effect, Outbox, Run, Send
 from edgellama.testing.fake_model import FakeModel, ram_bytes
-from edgellama.values import NodeId, Plan, SamplingSettings, Span, StagePlacement
+from edgellama.values import LinkFacts, NodeId, Plan, SamplingSettings, Span, StagePlacement
 from edgellama.wire.activations import ActivationEncoder
 from edgellama.wire.messages import ALIVE, Ask, MemberRecord, Message, Step
 
@@ -23,6 +23,16 @@ WIDTH = 8
 MODEL = FakeModel("hashes", 12)
 
 E = TypeVar("E", bound=Effect)
+
+
+class NothingMeasured:
+    """What a node's shell says of measurements where a test is about something else."""
+
+    def links(self) -> list[LinkFacts]:
+        return []
+
+    def clock_ms(self) -> int:
+        return 5_000
 
 
 def node_id(number: int) -> NodeId:

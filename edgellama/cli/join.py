@@ -21,6 +21,8 @@ from edgellama.cli.options import (
     open_mesh,
     peer_addresses,
     peers,
+    split,
+    split_choice,
     threads,
     wire,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
 @kv
 @wire
+@split
 @backend
 @click.option("--no-mdns", is_flag=True, help="Neither announce nor look for devices by mDNS.")
 def command(
@@ -61,6 +64,8 @@ def command(
     context: int | None,
     kv_kind: str | None,
     wire: str | None,
+    split: str | None,
+    purpose: str | None,
     backend: str,
     no_mdns: bool,
 ) -> None:
@@ -74,6 +79,7 @@ def command(
     from edgellama.node.joining import JoinOptions, joined
     from edgellama.plan.sizes import format_size
 
+    wanted_split = split_choice(split, purpose)
     gguf, named = model_file(model) if model else None, peer_addresses(peers)
     paths = StatePaths.locate()
     paths.make()
@@ -95,6 +101,7 @@ def command(
         threads=threads,
         kv_kind=kv_kind or "",
         wire=wire or "",
+        split=wanted_split,
     )
     from edgellama.cli.view import open_view
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from edgellama.errors import MisuseError
+from edgellama.values import BATCH, CHAT, RAM
 
 if TYPE_CHECKING:
     from edgellama.node.admission import KeyChoice
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+SPEED: Final = "speed"
 KEY_VARIABLE: Final = "EDGELLAMA_KEY"
 
 
@@ -95,6 +97,30 @@ def wire(function: Function) -> Function:
 def as_json(function: Function) -> Function:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def split(function: Function) -> Function:
+    """Add ``--split`` and ``--for``, which ``split_choice`` makes one value of."""
+    function = click.option(
+        "--for",
+        "purpose",
+        type=click.Choice([CHAT, BATCH]),
+        help="With --split speed: the least time of a token, or the most tokens of many answers. "
+        "Default: chat.",
+    )(function)
+    return click.option(
+        "--split",
+        type=click.Choice([RAM, SPEED]),
+        help="Share the layers by memory, or by what devices and links have measured. "
+        "Default: ram.",
+    )(function)
+
+
+def split_choice(split: str | None, purpose: str | None) -> str:
+    """Return what to split by, empty where nothing was said; MisuseError for a contradiction."""
+    if purpose is not None and split != SPEED:
+        raise MisuseError("--for goes with --split speed")
+    return (purpose or CHAT) if split == SPEED else (split or "")
 
 
 def note(text: str) -> None:

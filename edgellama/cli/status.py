@@ -11,7 +11,8 @@ from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peer
 from edgellama.values import WIRE_F16
 
 if TYPE_CHECKING:
-    from edgellama.values import LinkCounters
+    from edgellama.values import LinkCounters, StageTimes
+    from edgellama.wire.measurement_messages import FactsReply
     from edgellama.wire.messages import StatusReply
 
 
@@ -40,6 +41,16 @@ def mesh_status(peers: tuple[str, ...], key: str | None) -> StatusReply:
     return ask_for_status(named, access_to_ask(key_choice(key), paths, named).key, paths)
 
 
+def facts_of_mesh(peers: tuple[str, ...], key: str | None) -> FactsReply:
+    """Ask a device of this device's mesh for all that it makes plans of."""
+    from edgellama.net.paths import StatePaths
+    from edgellama.node.admission import access_to_ask
+    from edgellama.node.asking import ask_for_facts
+
+    paths, named = StatePaths.locate(), peer_addresses(peers)
+    return ask_for_facts(named, access_to_ask(key_choice(key), paths, named).key, paths)
+
+
 def status_object(status: StatusReply) -> dict[str, Any]:
     """Return the object that ``status --json`` prints."""
     model = status.model[0] if status.model else None
@@ -54,6 +65,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
             "bytes": model.file_bytes,
         },
         "context": status.context,
+        "split": status.split,
         "kv": status.kv_kind,
         "open": status.open_mesh,
         "exact": all(member.wire == WIRE_F16 for member in status.members),
@@ -72,9 +84,19 @@ def status_object(status: StatusReply) -> dict[str, Any]:
                 "backend": member.record.backend,
                 "release": member.record.release,
                 "wire": wire_object(member.counters),
+                "predicted": times_object(member.predicted),
+                "measured": times_object(member.measured),
             }
             for member in status.members
         ],
+    }
+
+
+def times_object(times: StageTimes) -> dict[str, float | None]:
+    """Return what a stage takes for a token, as JSON shows it; null is not known."""
+    return {
+        "compute_ms": times.compute_ns / 1e6 if times.compute_ns else None,
+        "hop_ms": times.hop_ns / 1e6 if times.hop_ns else None,
     }
 
 

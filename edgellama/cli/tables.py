@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgellama.plan.sizes import format_size
-from edgellama.values import KV_F16, WIRE_Q8
+from edgellama.values import KV_F16, RAM, WIRE_Q8
 from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from edgellama.net.model_store import PulledModel
     from edgellama.node.benchmark import BenchRow
     from edgellama.node.quantizing import Choice
-    from edgellama.plan.table import PlanRow
+    from edgellama.plan.report import PlanReport
+    from edgellama.plan.speed import Prediction
     from edgellama.values import Span
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
 LOSSY_TEXT: Final = "answers depend on how the layers are split"
+LEFT_OUT_SHOWN: Final = 20
 OPEN_TEXT: Final = "OPEN: this mesh has no key, so any device here can join it and read it"
 
 
@@ -41,20 +43,55 @@ def layers_text(span: Span) -> str:
     return f"{span.first}-{span.past - 1} ({span.layers})" if span.layers else "-"
 
 
-def plan_table(title: str, rows: Sequence[PlanRow]) -> Table:
-    """Return the table of a plan."""
-    table = _table(title, "device", "layers", "", ">weights", ">KV cache", ">in all", ">offers")
-    for row in rows:
+def plan_table(report: PlanReport) -> RenderableType:
+    """Return the table of a plan, what it is expected to take, and who is left out and why."""
+    facts, prediction = report.facts, report.prediction
+    wanted = facts.requirements
+    title = f"{facts.model.name}: {facts.model.layers} layers, context {wanted.context}"
+    times = (">computes", ">hop") if prediction else ()
+    table = _table(
+        title, "device", "layers", "", ">weights", ">KV cache", ">in all", *times, ">offers"
+    )
+    for row in report.rows:
         table.add_row(
-            row.name,
+            Text(row.name),
             layers_text(row.span),
             "home" if row.is_home else "",
             format_size(row.weights_bytes),
             format_size(row.kv_bytes),
             f"{format_size(row.used_bytes)} ({row.used_percent} %)",
+            *([ms_text(row.predicted.compute_ns), ms_text(row.predicted.hop_ns)] if times else []),
             format_size(row.offered_bytes),
         )
-    return table
+    lines = [f"{row.name} is left out: {row.reason}" for row in report.rows if row.reason]
+    if prediction is not None:
+        lines.append(_speed_line(report, prediction))
+    return Group(table, *(Text(line) for line in lines[-LEFT_OUT_SHOWN - 1 :]))
+
+
+def _speed_line(report: PlanReport, prediction: Prediction) -> str:
+    token_ns, interval_ns = max(1, prediction.token_ns), max(1, prediction.interval_ns)
+    line = f"one answer: {ms_text(token_ns)} a token ({1e9 / token_ns:.1f} tokens/s)"
+    sessions = report.facts.requirements.sessions_max
+    if sessions > 1:
+        line += f"; {sessions} at once: {1e9 / interval_ns:.1f} tokens/s in all"
+    if report.bound_ns is None:
+        return line
+    goal_ns = prediction.objective_ns(report.facts.split)
+    if goal_ns <= report.bound_ns:
+        return f"{line}; no split is better for {report.facts.split}"
+    percent = 100 * (goal_ns - report.bound_ns) / report.bound_ns
+    return (
+        f"{line}; no split takes less than {ms_text(report.bound_ns)} (this: {percent:.0f} % more)"
+    )
+
+
+def ms_text(time_ns: int) -> str:
+    """Return a time for a person: ``12.3 ms``; nothing known is ``-``."""
+    milliseconds = time_ns / 1e6
+    if not time_ns:
+        return "-"
+    return f"{milliseconds:.1f} ms" if milliseconds >= 0.95 else f"{milliseconds:.2f} ms"
 
 
 def bench_table(title: str, rows: Sequence[BenchRow]) -> Table:
@@ -136,7 +173,28 @@ def status_table(status: StatusReply) -> RenderableType:
             _traffic(member),
             style="" if member.record.state == ALIVE else "dim",
         )
-    return Group(*lines, table)
+    return Group(*lines, table, *_stage_times(status))
+
+
+def _stage_times(status: StatusReply) -> list[RenderableType]:
+    """Return what each stage takes for a token, beside what was expected of it."""
+    stages = [member for member in status.members if member.home or member.span.layers]
+    if not any(member.predicted.compute_ns or member.measured.compute_ns for member in stages):
+        return []
+    stages.sort(key=lambda member: (not member.home, member.span.first))
+    columns = (">computes", ">foretold", ">hop to the next", ">foretold")
+    table = _table(None, "stage of a token", "layers", *columns)
+    rows = [
+        [time for pair in zip(member.measured, member.predicted, strict=True) for time in pair]
+        for member in stages
+    ]
+    for member, times in zip(stages, rows, strict=True):
+        table.add_row(Text(member.record.name), layers_text(member.span), *map(ms_text, times))
+    if len(stages) > 1:
+        # A sum with a part unknown would be taken for the whole.
+        sums = [sum(column) if all(column) else 0 for column in zip(*rows, strict=True)]
+        table.add_row("in all", "", *map(ms_text, sums))
+    return [Text(""), table]
 
 
 def devices_table(status: StatusReply) -> RenderableType:
@@ -158,7 +216,8 @@ def _headline(status: StatusReply) -> Text:
     size = f"{model.layers} layers, {format_size(model.file_bytes)}"
     if status.ready:
         kept = "" if status.kv_kind == KV_F16 else f" in {status.kv_kind}"
-        state = f"ready, epoch {status.epoch}, context {status.context}{kept}"
+        split = "" if status.split == RAM else f", split by speed for {status.split}"
+        state = f"ready, epoch {status.epoch}, context {status.context}{kept}{split}"
         return Text(f"{model.name} ({size}): {state}")
     return Text(f"{model.name} ({size}): not ready", style="yellow")
 

@@ -29,12 +29,31 @@ from edgellama.mesh.effects import (
 )
 from edgellama.mesh.gateway import Gateway
 from edgellama.mesh.home import Home
+from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning, plan_number
 from edgellama.mesh.stage_role import StageRole
 from edgellama.mesh.transfer_pace import DecodeDelay, LeastOfLate
-from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId, Plan, Span
+from edgellama.plan.costs import row_bytes
+from edgellama.values import (
+    KV_F16,
+    DeviceSpeed,
+    LinkCounters,
+    LinkFacts,
+    ModelFacts,
+    NodeId,
+    Plan,
+    Span,
+)
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
+from edgellama.wire.measurement_messages import (
+    FactsQuery,
+    FactsReply,
+    LinkMeter,
+    Measured,
+    MeterQuery,
+    MeterReply,
+)
 from edgellama.wire.messages import (
     Ask,
     Cancel,
@@ -65,6 +84,8 @@ from edgellama.wire.messages import (
 from edgellama.wire.weight_messages import TRIP_US_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellama.mesh.home_session import Vocabulary
 
 
@@ -76,6 +97,12 @@ class Surroundings(Protocol):
 
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return what has gone over the link to ``node``, or over all links."""
+
+    def links(self) -> Sequence[LinkFacts]:
+        """Return what has been measured of the links to other members."""
+
+    def clock_ms(self) -> int:
+        """Return this device's clock, milliseconds since 1970: for people, never to decide by."""
 
     def vocabulary(self) -> Vocabulary | None:
         """Return the tokenizer of the model loaded here."""
@@ -99,7 +126,8 @@ class MeshNode:
         self._open_mesh = open_mesh
         self._guests: set[NodeId] = set()
         self.membership = Membership(me, model, self._outbox)
-        self.planning = Planning(self.membership, sessions_max, self._outbox)
+        self.measurements = Measurements(me.node, self._outbox, surroundings.links)
+        self.planning = Planning(self.membership, self.measurements, sessions_max, self._outbox)
         self.stage = StageRole(
             me.node, self._outbox, lambda: surroundings.counters(None), self._peer_reads_lz4
         )
@@ -133,7 +161,7 @@ class MeshNode:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        parts = (self.membership, self.planning, self.home, self.stage)
+        parts = (self.membership, self.measurements, self.planning, self.home, self.stage)
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
 
@@ -148,6 +176,7 @@ class MeshNode:
             for node in self.membership.connected():
                 self._outbox.send(node, heartbeat)
         self.membership.handle_timer(now)
+        self.measurements.handle_timer(now, self.membership.connected())
         self.planning.handle_timer(now)
         if self.planning.trouble:
             self.gateway.give_up(self.planning.trouble)
@@ -178,6 +207,14 @@ class MeshNode:
         """Take note that this node's span cannot be loaded."""
         self._now = now
         self.planning.plan_failed(epoch, str(error))
+
+    def speed_tried(self, speed: DeviceSpeed, now: float) -> None:
+        """Take note of what a trial of this device's kernels has shown."""
+        self.measurements.set_speed(speed, now)
+
+    def job_timed(self, job: Job, elapsed_ns: int) -> None:
+        """Take note of how long the compute thread has worked on a job."""
+        self.measurements.meter.take(job, elapsed_ns)
 
     def job_done(self, job: Job, result: JobResult | EdgellamaError, now: float) -> None:
         """Take what the compute thread has made of a job."""
@@ -222,6 +259,38 @@ class MeshNode:
             self.planning.trouble,
             self._open_mesh,
             plan.kv_kind if plan else KV_F16,
+            self.planning.split,
+        )
+
+    def _facts(self, request: int) -> FactsReply:
+        """Return all that this node would make a plan of."""
+        facts = self.planning.facts()
+        wanted = self.planning.requirements(facts) if facts else None
+        return FactsReply(
+            request,
+            (facts,) if facts else (),
+            wanted.context if wanted else 0,
+            wanted.sessions_max if wanted else 0,
+            self.planning.split,
+            tuple(self.planning.devices()),
+            tuple(self.measurements.links()),
+            wanted.kv_kind if wanted else KV_F16,
+        )
+
+    def _meter(self, request: int) -> MeterReply:
+        """Return what this node has counted since it started."""
+        meter = self.measurements.meter
+        links = tuple(
+            LinkMeter(link, self._surroundings.counters(link.peer))
+            for link in self._surroundings.links()
+        )
+        return MeterReply(
+            request,
+            self._me,
+            self.membership.me.release,
+            self._surroundings.clock_ms(),
+            *(meter.epoch, meter.steps, meter.stage_ns, meter.heads, meter.head_ns),
+            links,
         )
 
     def _member_status(self, plan: Plan | None, record: MemberRecord) -> MemberStatus:
@@ -230,13 +299,20 @@ class MeshNode:
         if plan is None or stage is None:
             return MemberStatus(record, Span(0, 0), False, counters)
         span, wire = plan.stages[stage].span, plan.wire_from(stage)
-        return MemberStatus(record, span, stage == 0, counters, wire)
+        peer = plan.stages[(stage + 1) % len(plan.stages)].node
+        facts = self.planning.active_facts
+        assert facts is not None
+        return MemberStatus(
+            *(record, span, stage == 0, counters, wire, self.planning.predicted(record.node)),
+            self.measurements.stage_times(plan, record.node, peer, row_bytes(facts)),
+        )
 
     def _connected(self, identity: Identity) -> None:
         if identity.guest:
             self._guests.add(identity.node)
             return
         self.membership.peer_connected(identity)
+        self.measurements.peer_connected(identity.node)
         self.planning.peer_connected(identity.node)
         self.stage.peer_connected(identity.node)
         self.home.stage_connected(identity.node)
@@ -265,6 +341,10 @@ class MeshNode:
                 self.gateway.cancel(node, message.request)
             case StatusQuery():
                 self._outbox.send(node, self.status(message.request))
+            case FactsQuery():
+                self._outbox.send(node, self._facts(message.request))
+            case MeterQuery():
+                self._outbox.send(node, self._meter(message.request))
             case InviteQuery() | Forget():
                 self._outbox.put(Administer(node, message))
             case _:
@@ -280,6 +360,8 @@ class MeshNode:
                 self.membership.receive_heartbeat(node, message)
             case Gossip():
                 self.membership.receive_gossip(message, self._now)
+            case Measured():
+                self.measurements.receive(node, message, self._now)
             case PlanAnnouncement() | StageReady() | StageFailed():
                 self._receive_on_plan(node, message)
             case Piece() | Finished() | Failure():
@@ -341,6 +423,7 @@ class MeshNode:
         assert plan is not None
         assert facts is not None
         self._least_trip = LeastOfLate()
+        self.measurements.follow(plan, facts)
         self.stage.follow(plan, facts.width, self._now)
         self.home.follow(plan, self._surroundings.vocabulary(), self._now)
         self.gateway.follow(plan)

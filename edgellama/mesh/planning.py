@@ -13,16 +13,29 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
-from edgellama.plan.ram import Requirements, Unplaceable, place
+from edgellama.plan.choice import Choice, choose
+from edgellama.plan.ram import Requirements, Unplaceable
 from edgellama.plan.wires import wires_of
-from edgellama.values import KV_F16, WIRE_Q8, DeviceFacts, ModelFacts, NodeId, Plan
+from edgellama.values import (
+    KV_F16,
+    RAM,
+    WIRE_Q8,
+    DeviceFacts,
+    ModelFacts,
+    NodeId,
+    Plan,
+    StageTimes,
+)
 from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
 
 if TYPE_CHECKING:
+    from edgellama.mesh.measurements import Measurements
     from edgellama.mesh.membership import Membership
 
 LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
 INCARNATION_PAST: Final = 1 << 64
+MEASURED_S: Final = 10.0  # from news of measurements to a look at the plan; each look doubles it
+MEASURED_MAX_S: Final = 640.0
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 CONTEXT_DEFAULT: Final = 2048
 
@@ -45,8 +58,15 @@ def _epoch_after(seen: int, leader: MemberRecord) -> int:
 class Planning:
     """One node's part in agreeing on a plan."""
 
-    def __init__(self, membership: Membership, sessions_max: int, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        measurements: Measurements,
+        sessions_max: int,
+        outbox: Outbox,
+    ) -> None:
         self._membership = membership
+        self._measurements = measurements
         self._sessions_max = sessions_max
         self._outbox = outbox
         self._me = membership.me.node
@@ -59,11 +79,15 @@ class Planning:
         self._loaded = False  # this node holds its span of the greatest plan
         self._ready: set[NodeId] = set()
         self._lives: dict[NodeId, int] = {}  # the incarnation of each of its stages
+        self._split = RAM  # what the greatest plan was made by
+        self._predicted: tuple[StageTimes, ...] = ()
         self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
         self._failure = ""  # why this node cannot load its span of the greatest plan
         self._has_failed = False  # some stage of the greatest plan could not load
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
         self._look_again_at: float | None = None
+        self._measured_at = 0.0  # the measurements' changed_at that the leader last looked at
+        self._measured_wait_s = MEASURED_S
         self._trouble = ""  # why no plan could be made when the view had last settled
 
     @property
@@ -80,6 +104,18 @@ class Planning:
     def active_facts(self) -> ModelFacts | None:
         """The facts of the model of the plan in force here."""
         return self._active_facts
+
+    @property
+    def split(self) -> str:
+        """What the plan in force, or the next one, was made by."""
+        return self._split
+
+    def predicted(self, node: NodeId) -> StageTimes:
+        """Return what a stage of the plan in force was expected to take when it was made."""
+        stage = self._active.stage_of(node) if self._active else None
+        if stage is None or self._active != self._greatest or not self._predicted:
+            return StageTimes()
+        return self._predicted[stage]
 
     @property
     def trouble(self) -> str:
@@ -104,16 +140,25 @@ class Planning:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called; None until there is news."""
-        if self._considered_at == self._membership.changed_at:
+        if self._considered_at != self._membership.changed_at:
+            return self._membership.changed_at + SETTLE_S
+        if self._split == RAM or self._measured_at == self._measurements.changed_at:
             return self._look_again_at
-        return self._membership.changed_at + SETTLE_S
+        measured_at = self._measurements.changed_at + self._measured_wait_s
+        return min(measured_at, self._look_again_at or measured_at)
 
     def handle_timer(self, now: float) -> None:
         """When the view has settled: see what the facts ask for and, as the leader, propose it."""
         due = self.next_timer()
         if due is None or now < due:
             return
+        if self._considered_at != self._membership.changed_at:
+            self._measured_wait_s = MEASURED_S
+        elif self._measured_at != self._measurements.changed_at:
+            # A plan that measurements change again and again is no better for it.
+            self._measured_wait_s = min(2 * self._measured_wait_s, MEASURED_MAX_S)
         self._considered_at = self._membership.changed_at
+        self._measured_at = self._measurements.changed_at
         self._look_again_at = None
         self._unfit.clear()
         self._look_for_conflict()
@@ -138,7 +183,9 @@ class Planning:
         lives = dict(zip((each.node for each in plan.stages), announcement.lives, strict=True))
         rank = self._rank(plan, lives)
         if self._greatest is None or rank < self._rank(self._greatest, self._lives):
-            self._follow(plan, announcement.model, lives)
+            self._follow(
+                plan, announcement.model, lives, announcement.split, announcement.predicted
+            )
             # It may have been made for other members than live now; then the leader makes another.
             self._look_again_at = now + SETTLE_S
         elif plan != self._greatest:
@@ -243,15 +290,11 @@ class Planning:
         if facts is None:
             self._set_trouble("no device here offers a model yet; join one with --model FILE")
             return
-        requirements = self._requirements(facts)
-        devices = [
-            DeviceFacts(record.node, record.name, record.ram_bytes)
-            for record in self._membership.living()
-            if (record.node, record.incarnation) not in self._unfit
-        ]
-        placement = place(facts, devices, requirements)
-        if isinstance(placement, Unplaceable):
-            self._set_trouble(placement.reason)
+        requirements = self.requirements(facts)
+        split = self._wanted_split()
+        choice = self._choice(facts, requirements, split)
+        if isinstance(choice, Unplaceable):
+            self._set_trouble(choice.reason)
             return
         self._trouble = ""
         plan = Plan(
@@ -260,22 +303,48 @@ class Planning:
             facts.root,
             requirements.context,
             requirements.sessions_max,
-            placement,
+            choice.stages,
             requirements.kv_kind,
-            wires_of(placement, {each.node: each.wire for each in self._membership.living()}),
+            wires_of(choice.stages, {each.node: each.wire for each in self._membership.living()}),
         )
         if self._is_leader() and not self._is_in_force(plan):
             self._epoch_seen = plan.epoch
             living = {record.node: record.incarnation for record in self._membership.living()}
-            self._follow(plan, facts, {each.node: living[each.node] for each in plan.stages})
+            lives = {each.node: living[each.node] for each in plan.stages}
+            self._follow(plan, facts, lives, split, choice.predicted)
             self._announce()
+
+    def devices(self) -> list[DeviceFacts]:
+        """Return the devices that may take part, as the planner wants them."""
+        return [
+            DeviceFacts(
+                *(record.node, record.name, record.ram_bytes),
+                self._measurements.speed(record.node),
+            )
+            for record in self._membership.living()
+            if (record.node, record.incarnation) not in self._unfit
+        ]
+
+    def _choice(
+        self, facts: ModelFacts, requirements: Requirements, split: str
+    ) -> Choice | Unplaceable:
+        plan = self._greatest
+        held = plan.stages if plan is not None and plan.model_root == facts.root else ()
+        links = self._measurements.links()
+        return choose(facts, self.devices(), links, requirements, split, held)
+
+    def _wanted_split(self) -> str:
+        """Return what to split by: as the eldest member that asks for any, else as so far."""
+        asked = [record for record in self._membership.living() if record.split]
+        return min(asked, key=_seniority).split if asked else self._split
 
     def _set_trouble(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._outbox.put(Tell(trouble))
         self._trouble = trouble
 
-    def _requirements(self, facts: ModelFacts) -> Requirements:
+    def requirements(self, facts: ModelFacts) -> Requirements:
+        """Return for how much KV cache there must be room."""
         asked = [record.context for record in self._membership.living() if record.context]
         context = min([*asked, facts.context_max]) if asked else facts.context_max
         context = context if asked else min(context, CONTEXT_DEFAULT)
@@ -323,7 +392,14 @@ class Planning:
             for each in plan.stages
         )
 
-    def _follow(self, plan: Plan, facts: ModelFacts, lives: dict[NodeId, int]) -> None:
+    def _follow(
+        self,
+        plan: Plan,
+        facts: ModelFacts,
+        lives: dict[NodeId, int],
+        split: str,
+        predicted: tuple[StageTimes, ...],
+    ) -> None:
         self._outbox.put(Tell(f"plan {plan_number(plan.epoch)}: {self._described(plan)}"))
         if self._membership.me.kv_kind not in ("", plan.kv_kind):
             kept = f"this mesh keeps keys and values as {plan.kv_kind}"
@@ -339,6 +415,7 @@ class Planning:
         self._failure = ""
         self._has_failed = False
         self._lives = lives
+        self._split, self._predicted = split, predicted
         self._trouble = ""
         # A plan for an earlier life of this node is not for this one: its sessions are lost.
         if lives.get(self._me) == self._membership.me.incarnation:
@@ -359,7 +436,10 @@ class Planning:
         assert self._greatest is not None
         assert self._facts is not None
         lives = tuple(self._lives[each.node] for each in self._greatest.stages)
-        return PlanAnnouncement(self._greatest, self._facts, self._announced_active, lives)
+        return PlanAnnouncement(
+            *(self._greatest, self._facts, self._announced_active, lives),
+            *(self._split, self._predicted),
+        )
 
     def _announce(self) -> None:
         for node in self._membership.connected():

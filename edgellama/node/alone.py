@@ -21,7 +21,7 @@ from edgellama.mesh.effects import (
     ToAsker,
 )
 from edgellama.node.engine import Engine
-from edgellama.values import KV_F16, LinkCounters, ModelFacts, NodeId
+from edgellama.values import KV_F16, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
     Ask,
@@ -113,6 +113,14 @@ class Alone:
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return nothing: there are no links."""
         return LinkCounters()
+
+    def links(self) -> list[LinkFacts]:
+        """Return nothing: there are no links."""
+        return []
+
+    def clock_ms(self) -> int:
+        """Return this device's clock."""
+        return time.time_ns() // 1_000_000
 
     def vocabulary(self) -> Vocabulary | None:
         """Return the tokenizer, once the model is loaded."""

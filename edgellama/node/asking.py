@@ -6,7 +6,7 @@ import secrets
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from edgellama.errors import NoMeshError
 from edgellama.mesh.ordering import AnswerOrder
@@ -19,6 +19,7 @@ from edgellama.node.guest import GatewayLostError, Guest
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
 from edgellama.values import KV_F16, Address
+from edgellama.wire.measurement_messages import FactsQuery, FactsReply
 from edgellama.wire.messages import (
     Ask,
     Cancel,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from edgellama.wire.key_messages import Forget, InviteQuery
 
 STATUS_WAIT_S: Final = 5.0
+
+Reply = TypeVar("Reply", StatusReply, FactsReply)
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,18 @@ class MeshAsker:
 
     def status(self) -> StatusReply:
         """Return how the mesh stands; raises NoMeshError when no member says."""
-        query = StatusQuery(secrets.randbits(64))
+        return self._reply(StatusQuery(secrets.randbits(64)), StatusReply)
+
+    def facts(self) -> FactsReply:
+        """Return all that the mesh makes plans of; raises NoMeshError when no member says."""
+        return self._reply(FactsQuery(secrets.randbits(64)), FactsReply)
+
+    def _reply(self, query: StatusQuery | FactsQuery, kind: type[Reply]) -> Reply:
         while self._reach():
             self._guest.send(query)
             try:
                 for message in self._guest.messages(STATUS_WAIT_S):
-                    if isinstance(message, StatusReply) and message.request == query.request:
+                    if isinstance(message, kind) and message.request == query.request:
                         return message
             except GatewayLostError:
                 continue
@@ -154,6 +163,12 @@ def ask_for_status(named: Sequence[Address], mesh_key: bytes, paths: StatePaths)
     """Return what a member says of its mesh. Raises NoMeshError when none answers."""
     with mesh_asker(named, mesh_key, paths) as asker:
         return asker.status()
+
+
+def ask_for_facts(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> FactsReply:
+    """Return all that a mesh makes plans of. Raises NoMeshError when no member answers."""
+    with mesh_asker(named, mesh_key, paths) as asker:
+        return asker.facts()
 
 
 def ask_this_device(message: InviteQuery | Forget, mesh_key: bytes, paths: StatePaths) -> Message:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EdgellamaError
 from edgellama.mesh.effects import Job, JobResult
+from edgellama.node.measuring import kernel_speed, span_speed
 
 if TYPE_CHECKING:
     from edgellama_kernels import Kernels
 
     from edgellama.node.engine import Engine, LoadedSpan
+    from edgellama.values import DeviceSpeed, ModelFacts
 
 PROOF_WAIT_S: Final = 60.0
 
-Report = Callable[[Job, JobResult | EdgellamaError], None]
+Report = Callable[[Job, JobResult | EdgellamaError, int], None]
 
 
 class ComputeThread:
     """Owns the engine; everything that touches it is queued here.
 
-    ``report`` and ``crashed`` are called on this thread.
+    ``report``, with the nanoseconds that a job took, and ``crashed`` are called on this thread.
     """
 
     def __init__(
@@ -41,7 +44,27 @@ class ComputeThread:
 
     def run(self, job: Job) -> None:
         """Queue a job."""
-        self._queue.put(lambda: self._report(job, self._engine.run(job)))
+
+        def run() -> None:
+            started_ns = time.perf_counter_ns()
+            result = self._engine.run(job)
+            self._report(job, result, time.perf_counter_ns() - started_ns)
+
+        self._queue.put(run)
+
+    def try_speed(self, tried: Callable[[DeviceSpeed], None]) -> None:
+        """Queue a trial of the kernels in use; ``tried`` is called with what it has shown."""
+        self._queue.put(lambda: tried(kernel_speed(self._engine.kernels)))
+
+    def try_span(
+        self,
+        loaded: LoadedSpan,
+        model: ModelFacts,
+        speed: DeviceSpeed,
+        tried: Callable[[DeviceSpeed], None],
+    ) -> None:
+        """Queue a trial of loaded layers, which corrects ``speed``."""
+        self._queue.put(lambda: tried(span_speed(self._engine.kernels, loaded, model, speed)))
 
     def prove(self) -> str:
         """Return the kernels' digest in this thread; raise what is wrong with them."""

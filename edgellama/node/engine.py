@@ -75,6 +75,11 @@ class Engine:
         """The name of the kernels in use."""
         return self._kernels.name
 
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels in use."""
+        return self._kernels
+
     def prove(self) -> str:
         """Return the digest of the kernels in this thread; EdgellamaError where it is wrong."""
         return prove(self._kernels)

@@ -36,6 +36,7 @@ class JoinOptions:
     threads: int | None
     kv_kind: str  # empty: as the mesh does
     wire: str  # empty: as the other end of each link asks
+    split: str = ""  # empty: as the mesh does
 
 
 class Audience(Protocol):
@@ -75,6 +76,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.mdns,
             kv_kind=options.kv_kind,
             wire=options.wire,
+            split=options.split,
         )
         member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:

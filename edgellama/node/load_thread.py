@@ -26,7 +26,7 @@ class LoadThread:
     def __init__(
         self,
         load: Load,
-        loaded: Callable[[LoadedSpan], None],
+        loaded: Callable[[LoadPlan, LoadedSpan], None],
         failed: Callable[[LoadPlan, EdgellamaError], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
@@ -69,4 +69,4 @@ class LoadThread:
             except BaseException as error:
                 self._crashed(error)
             else:
-                self._loaded(loaded)
+                self._loaded(wanted, loaded)

@@ -47,7 +47,8 @@ from edgellama.node.key_holder import Invitation, KeyHolder
 from edgellama.node.key_requests import KeyRequests
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
-from edgellama.values import Address, LinkCounters, ModelFacts, NodeId
+from edgellama.node.measuring import link_facts
+from edgellama.values import Address, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.activations import lz4_available
 from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from edgellama.net.paths import StatePaths
     from edgellama.net.record_stream import RecordStream
     from edgellama.node.kernels import DeviceKernels
+    from edgellama.values import DeviceSpeed
 
 SESSIONS_MAX: Final = 2
 STOP_WAIT_S: Final = 5.0
@@ -82,6 +84,7 @@ class JoinSettings:
     mdns: bool
     kv_kind: str = ""  # empty: as the mesh does
     wire: str = ""  # empty: as the other end of each link asks
+    split: str = ""  # empty: as the mesh does
 
 
 class _LinkHandler:
@@ -156,6 +159,7 @@ class Member:
             edgellama.__version__,
             kv_kind=settings.kv_kind,
             wire=settings.wire,
+            split=settings.split,
         )
         self._endpoint = Endpoint(
             *(Identity(node, incarnation), settings.mesh_key),
@@ -168,6 +172,9 @@ class Member:
         self._link_thread = threading.Thread(
             target=self._run_link, name="edgellama-link", daemon=True
         )
+        self._speed: DeviceSpeed | None = None  # as the last trial has shown it
+        self._tried_root = ""  # the model whose layers have shown their speed here
+        self._compute.try_speed(self._speed_tried)
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
 
     def _offered(self, progress: Progress) -> ModelFacts | None:
@@ -251,6 +258,15 @@ class Member:
             return self._endpoint.counters(node)
         except KeyError:
             return LinkCounters()
+
+    def links(self) -> list[LinkFacts]:
+        """Return what the links to other members have measured; on the I/O thread."""
+        me = self.core.membership.me.node
+        return link_facts(me, self._endpoint.peers(), self._endpoint.counters)
+
+    def clock_ms(self) -> int:
+        """Return this device's clock, milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
 
     def vocabulary(self) -> Vocabulary | None:
         """Return the tokenizer of the span loaded last."""
@@ -343,8 +359,16 @@ class Member:
         me = self.core.membership.me.node
         return self._loader.load(wanted.plan, me, self._sources_now, cancelled)
 
-    def _loaded(self, loaded: LoadedSpan) -> None:
+    def _loaded(self, wanted: LoadPlan, loaded: LoadedSpan) -> None:
+        speed, root = self._speed, wanted.facts.root
+        if speed is not None and self._tried_root != root:
+            self._tried_root = root
+            self._compute.try_span(loaded, wanted.facts, speed, self._speed_tried)
         self._compute.install(loaded, lambda: self._installed(loaded))
+
+    def _speed_tried(self, speed: DeviceSpeed) -> None:
+        self._speed = speed
+        self._driver.post(lambda now: self.core.speed_tried(speed, now))
 
     def _sources_now(self) -> Sequence[WeightSource]:
         return self._sources
@@ -366,8 +390,9 @@ class Member:
 
         self._driver.post(installed)
 
-    def _job_done(self, job: Job, result: JobResult | EdgellamaError) -> None:
+    def _job_done(self, job: Job, result: JobResult | EdgellamaError, elapsed_ns: int) -> None:
         def done(now: float) -> None:
+            self.core.job_timed(job, elapsed_ns)
             self.core.job_done(job, result, now)
             self._carry_out(now)
 
@@ -380,6 +405,7 @@ class Member:
             self._carry_out(now)
 
         self._compute.use(kernels, lambda: self._driver.post(used))
+        self._compute.try_speed(self._speed_tried)
 
     def _leave(self, now: float) -> None:
         self.core.leave(now)

@@ -79,8 +79,8 @@ class Costs:
         each = layer_ns[:, None] + np.minimum(kib_ns[:, None] * weights // 1024, CUT >> 10)
         self.compute = np.stack([_summed(row) for row in each])
         self.heads = np.minimum(head_ns * model.home_bytes // 1024, CUT)
-        row_bytes = 2 * model.width + 1 + STEP_HEADER_BYTES
-        self.hops = hops_between([device.node for device in self.devices], links, row_bytes)
+        nodes = [device.node for device in self.devices]
+        self.hops = hops_between(nodes, links, row_bytes(model))
 
     def only(self, devices: Sequence[int]) -> Costs:
         """Return the costs of some of the devices, named in rising order."""
@@ -114,6 +114,11 @@ class Costs:
         by_room = np.searchsorted(self.ends, self.home_rooms[device], "right") - 1
         by_time = np.searchsorted(self.compute[device], cap_ns - self.heads[device], "right") - 1
         return int(min(by_room, by_time))
+
+
+def row_bytes(model: ModelFacts) -> int:
+    """Return what one token's hidden row takes on a link."""
+    return 2 * model.width + 1 + STEP_HEADER_BYTES
 
 
 class Ring(NamedTuple):
@@ -176,7 +181,7 @@ def _speeds(devices: Sequence[DeviceFacts]) -> list[DeviceSpeed]:
     return [device.speed or middling for device in devices]
 
 
-def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], row_bytes: int) -> Hops:
+def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], sent_bytes: int) -> Hops:
     """Return the hops between all devices, from what any of them has measured.
 
     Where both ends have measured the round trip their mean counts. A pair that has not been
@@ -207,6 +212,6 @@ def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], row_bytes:
         bytes_per_s[one, other] = rate
         if (other, one) not in rates:
             bytes_per_s[other, one] = rate
-    sends = np.minimum(row_bytes * 1_000_000_000 // np.maximum(1, bytes_per_s), CUT)
+    sends = np.minimum(sent_bytes * 1_000_000_000 // np.maximum(1, bytes_per_s), CUT)
     times = np.minimum(round_trips * 500, CUT) + sends
     return Hops(times, sends)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellama.plan.ram import Requirements, layer_kv_bytes, stage_bytes
-from edgellama.values import DeviceFacts, ModelFacts, NodeId, Span, StagePlacement
+from edgellama.values import DeviceFacts, ModelFacts, NodeId, Span, StagePlacement, StageTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class PlanRow:
     kv_bytes: int
     used_bytes: int  # weights, KV cache and scratch; 0 for a device that is left out
     offered_bytes: int
+    predicted: StageTimes = StageTimes()  # noqa: RUF009 - immutable
+    reason: str = ""  # why a device is left out
 
     @property
     def used_percent(self) -> int:
@@ -36,8 +38,13 @@ def plan_rows(
     devices: Sequence[DeviceFacts],
     requirements: Requirements,
     stages: Sequence[StagePlacement],
+    predicted: Sequence[StageTimes] = (),
+    reasons: Mapping[NodeId, str] | None = None,
 ) -> tuple[PlanRow, ...]:
-    """Return a row for each stage in the order of the ring, then those of the devices left out."""
+    """Return a row for each stage in the order of the ring, then those of the devices left out.
+
+    ``predicted`` is of each stage, ``reasons`` of the devices left out, as far as they are known.
+    """
     by_node = {device.node: device for device in devices}
     rows = []
     for index, (node, span) in enumerate((stage.node, stage.span) for stage in stages):
@@ -54,11 +61,15 @@ def plan_rows(
                 kv_bytes=span.layers * layer_kv_bytes(model, requirements),
                 used_bytes=stage_bytes(model, span, is_home, requirements),
                 offered_bytes=device.ram_bytes,
+                predicted=predicted[index] if predicted else StageTimes(),
             )
         )
     left_out = sorted(by_node.values(), key=lambda device: (-device.ram_bytes, device.node))
     rows.extend(
-        PlanRow(device.node, device.name, Span(0, 0), False, 0, 0, 0, device.ram_bytes)
+        PlanRow(
+            *(device.node, device.name, Span(0, 0), False, 0, 0, 0, device.ram_bytes),
+            reason=(reasons or {}).get(device.node, ""),
+        )
         for device in left_out
     )
     return tuple(rows)

@@ -23,7 +23,7 @@ from edgellama.mesh.effects import (
 from edgellama.testing.cluster_asking import MESH_KEY, Answer
 from edgellama.testing.fake_model import FakeEngine, FakeModel, FakeTokenizer
 from edgellama.testing.network import SimulatedHost
-from edgellama.values import Address, LinkCounters, NodeId
+from edgellama.values import Address, LinkCounters, LinkFacts, NodeId
 from edgellama.wire.messages import Ask, MemberRecord, Message, encode
 
 if TYPE_CHECKING:
@@ -82,6 +82,18 @@ class ClusterNode:
             return self.host.endpoint.counters(node)
         except KeyError:
             return LinkCounters()
+
+    def links(self) -> list[LinkFacts]:
+        """Return the round trips to other members."""
+        return [
+            LinkFacts(self.node, node, round(peer.round_trip_s * 1e6))
+            for node, peer in self.host.endpoint.peers().items()
+            if peer.round_trip_s is not None and not peer.identity.guest
+        ]
+
+    def clock_ms(self) -> int:
+        """Return the virtual time."""
+        return round(self._cluster.network.now * 1000)
 
     def vocabulary(self) -> FakeTokenizer | None:
         """Return the tokenizer of the span loaded last."""

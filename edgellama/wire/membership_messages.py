@@ -9,6 +9,7 @@ from edgellama.errors import WireError
 from edgellama.values import (
     KV_KINDS,
     NODE_ID_DIGITS,
+    RAM,
     SPLITS,
     WIRES,
     ModelFacts,
@@ -16,6 +17,7 @@ from edgellama.values import (
     Plan,
     Span,
     StagePlacement,
+    StageTimes,
 )
 from edgellama.wire.activations import WIDTH_MAX
 from edgellama.wire.schema import (
@@ -39,6 +41,7 @@ VERSION_PAST: Final = 1 << 63  # of a record, and of epochs: far beyond any that
 EPOCH_PAST: Final = 1 << 63  # so that there is always a next one
 ROOT_DIGITS: Final = 64
 REASON: Final = Text(500)
+NOT_MEASURED: Final = StageTimes()
 
 ALIVE: Final = "alive"
 LEFT: Final = "left"
@@ -97,12 +100,15 @@ class PlanAnnouncement:
     """A plan, proposed (load your span, then say Ready) or active (steps may flow).
 
     ``lives`` holds the incarnation of each stage's node: a later life of a node has no part in it.
+    ``split`` says what the plan was made by, ``predicted`` what each stage was expected to take.
     """
 
     plan: Plan
     model: ModelFacts
     active: bool
     lives: tuple[int, ...]
+    split: str = RAM
+    predicted: tuple[StageTimes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),
     *(Many(_U48, LAYERS_MAX, 1), _U48, _U32, _U48, _U32),
 )
+STAGE_TIMES: Final = Record(StageTimes, _U64, _U64)
 _PLAN = Record(
     *(Plan, _U64, _NODE, _ROOT, Whole(1, (1 << 32) - 1), Whole(1, PLAN_SESSIONS_MAX)),
     *(Many(Record(StagePlacement, _NODE, SPAN), MEMBERS_MAX, 1), Choice(*KV_KINDS)),
@@ -147,7 +154,13 @@ _PLAN = Record(
 MEMBERSHIP_MESSAGES: Final[dict[int, Kind]] = {
     1: Kind(Heartbeat, (Hexadecimal(16), _U64, _U64)),
     2: Kind(Gossip, (Many(MEMBER, MEMBERS_MAX), Many(MODEL, MODELS_MAX))),
-    3: Kind(PlanAnnouncement, (_PLAN, MODEL, Flag(), Many(_U64, MEMBERS_MAX))),
+    3: Kind(
+        PlanAnnouncement,
+        (
+            *(_PLAN, MODEL, Flag(), Many(_U64, MEMBERS_MAX)),
+            *(Choice(*SPLITS), Many(STAGE_TIMES, MEMBERS_MAX)),
+        ),
+    ),
     4: Kind(StageReady, (_U64,)),
     5: Kind(StageFailed, (_U64, REASON)),
 }
@@ -158,6 +171,8 @@ def check_announcement(announcement: PlanAnnouncement) -> None:
     plan, model = announcement.plan, announcement.model
     if plan.epoch >= EPOCH_PAST or len(announcement.lives) != len(plan.stages):
         raise WireError("a plan of an epoch out of reach, or without a life for each stage")
+    if len(announcement.predicted) not in (0, len(plan.stages)):
+        raise WireError("a plan that foretells other stages than its own")
     if plan.model_root != model.root or plan.context > model.context_max:
         raise WireError("a plan that does not fit its model")
     if len(plan.wires) not in (0, len(plan.stages)):

@@ -37,6 +37,7 @@ from edgellama.wire.key_messages import (
     KEY_MESSAGES,
     KeyMessage,
 )
+from edgellama.wire.measurement_messages import MEASUREMENT_MESSAGES, MeasurementMessage
 from edgellama.wire.membership_messages import (
     ALIVE,
     DEAD,
@@ -131,7 +132,13 @@ __all__ = [
 ]
 
 Message = (
-    AskingMessage | KeyMessage | MembershipMessage | StatusMessage | StepMessage | WeightMessage
+    AskingMessage
+    | KeyMessage
+    | MeasurementMessage
+    | MembershipMessage
+    | StatusMessage
+    | StepMessage
+    | WeightMessage
 )
 
 _HEADER_LENGTH: Final = struct.Struct("<I")
@@ -143,6 +150,7 @@ _KINDS: Final = {
     **STATUS_MESSAGES,
     **KEY_MESSAGES,
     **WEIGHT_MESSAGES,
+    **MEASUREMENT_MESSAGES,
 }
 _NUMBERS: Final = {kind.build: number for number, kind in _KINDS.items()}
 

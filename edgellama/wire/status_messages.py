@@ -9,19 +9,24 @@ from edgellama.values import (
     KV_F16,
     KV_KINDS,
     NODE_ID_DIGITS,
+    RAM,
+    SPLITS,
     WIRE_F16,
     WIRES,
     LinkCounters,
     ModelFacts,
     NodeId,
     Span,
+    StageTimes,
 )
 from edgellama.wire.membership_messages import (
     MEMBER,
     MEMBERS_MAX,
     MODEL,
+    NOT_MEASURED,
     REASON,
     SPAN,
+    STAGE_TIMES,
     MemberRecord,
 )
 from edgellama.wire.schema import Choice, Flag, Hexadecimal, Kind, Many, Record, Unsigned
@@ -37,13 +42,19 @@ class StatusQuery:
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """A member as the answering node sees it."""
+    """A member as the answering node sees it.
+
+    ``predicted`` is what its stage was expected to take when the plan was made, ``measured`` what
+    it takes.
+    """
 
     record: MemberRecord
     span: Span
     home: bool
     counters: LinkCounters
     wire: str = WIRE_F16  # how it sends hidden states on under the plan
+    predicted: StageTimes = NOT_MEASURED
+    measured: StageTimes = NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class StatusReply:
     trouble: str
     open_mesh: bool
     kv_kind: str = KV_F16
+    split: str = RAM
 
 
 StatusMessage = StatusQuery | StatusReply
@@ -76,8 +88,14 @@ STATUS_MESSAGES: Final[dict[int, Kind]] = {
         StatusReply,
         (
             *(_U64, Hexadecimal(NODE_ID_DIGITS), Flag(), _U64, Many(MODEL, 1), _U32),
-            Many(Record(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS, Choice(*WIRES)), MEMBERS_MAX),
-            *(REASON, Flag(), Choice(*KV_KINDS)),
+            Many(
+                Record(
+                    *(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS, Choice(*WIRES)),
+                    *(STAGE_TIMES, STAGE_TIMES),
+                ),
+                MEMBERS_MAX,
+            ),
+            *(REASON, Flag(), Choice(*KV_KINDS), Choice(*SPLITS)),
         ),
     ),
 }

@@ -7,7 +7,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_building import MODEL, A, B, C, ask_of, of_kind, plan_of, record, sent, step_of
+from mesh_building import (
+    MODEL,
+    A,
+    B,
+    C,
+    NothingMeasured,
+    ask_of,
+    of_kind,
+    plan_of,
+    record,
+    sent,
+    step_of,
+)
 
 from edgellama.link.endpoint import Connected, DialFailed, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
@@ -22,7 +34,7 @@ GUEST = "f" * 32
 ADDRESS = Address("10.0.0.9", 7711)
 
 
-class Surroundings:
+class Surroundings(NothingMeasured):
     """A node without a shell."""
 
     def counters(self, node: NodeId | None) -> LinkCounters:

@@ -8,6 +8,7 @@ from mesh_building import MODEL, A, B, C, of_kind, record, sent
 
 from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Outbox, Tell
+from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import SETTLE_S, Planning
 from edgellama.wire.messages import Gossip, MemberRecord, PlanAnnouncement
@@ -27,7 +28,8 @@ class Leader:
             for node, wire in zip((A, B, C), wires, strict=True)
         ]
         self.membership = Membership(first, MODEL.facts, self.outbox)
-        self.planning = Planning(self.membership, 2, self.outbox)
+        measurements = Measurements(A, self.outbox, list)
+        self.planning = Planning(self.membership, measurements, 2, self.outbox)
         self.now = 0.0
         for other in others:
             self.membership.peer_connected(Identity(other.node, other.incarnation))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mesh_building import MODEL, A, B, C, record, sent
+from mesh_building import MODEL, A, B, C, NothingMeasured, record, sent
 
 from edgellama.link.endpoint import Connected, Identity, MessageReceived
 from edgellama.mesh.core import TELL_TRIP_S, MeshNode
@@ -14,7 +14,7 @@ from edgellama.values import Address, LinkCounters, NodeId
 from edgellama.wire import messages as wire
 
 
-class Surroundings:
+class Surroundings(NothingMeasured):
     def counters(self, node: NodeId | None) -> LinkCounters:
         return LinkCounters()
 

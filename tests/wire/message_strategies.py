@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
+from measurement_strategies import measurement_kinds
 
 from edgellama.values import (
     KV_KINDS,
@@ -20,6 +21,7 @@ from edgellama.values import (
     SamplingSettings,
     Span,
     StagePlacement,
+    StageTimes,
     Turn,
 )
 from edgellama.wire import key_messages as keys
@@ -92,6 +94,9 @@ routes = st.lists(st.builds(Route, nodes, texts(64), spans), max_size=3).map(tup
 turns = st.builds(Turn, st.sampled_from(["user", "assistant"]), texts(50))
 
 
+times = st.builds(StageTimes, u64, u64)
+
+
 @st.composite
 def announcements(draw: st.DrawFn) -> wire.PlanAnnouncement:
     model = draw(models)
@@ -113,7 +118,9 @@ def announcements(draw: st.DrawFn) -> wire.PlanAnnouncement:
         tuple(draw(st.sampled_from(WIRES)) for _ in stages) if draw(st.booleans()) else (),
     )
     lives = tuple(draw(u64) for _ in stages)
-    return wire.PlanAnnouncement(plan, model, draw(st.booleans()), lives)
+    split = draw(st.sampled_from(SPLITS))
+    predicted = tuple(draw(times) for _ in stages) if draw(st.booleans()) else ()
+    return wire.PlanAnnouncement(plan, model, draw(st.booleans()), lives, split, predicted)
 
 
 @st.composite
@@ -166,12 +173,13 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         st.lists(
             st.builds(
                 wire.MemberStatus,
-                *(members, spans, st.booleans(), counters, st.sampled_from(WIRES)),
+                *(members, spans, st.booleans(), counters, st.sampled_from(WIRES), times, times),
             ),
             max_size=2,
         ).map(tuple),
-        *(texts(500), st.booleans(), st.sampled_from(KV_KINDS)),
+        *(texts(500), st.booleans(), st.sampled_from(KV_KINDS), st.sampled_from(SPLITS)),
     ),
+    **measurement_kinds(nodes, models, counters),
     keys.InviteQuery: st.builds(keys.InviteQuery, u64),
     keys.InviteReply: st.builds(keys.InviteReply, u64, texts(64), texts(64), u16, u16),
     keys.Forget: st.builds(keys.Forget, u64, nodes),

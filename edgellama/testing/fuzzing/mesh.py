@@ -31,7 +31,15 @@ from edgellama.model.hidden import check_hidden
 from edgellama.testing.fake_model import WIDTH, FakeModel, FakeTokenizer, ram_bytes
 from edgellama.testing.fuzzing.examples import example, message_bytes, packed_examples
 from edgellama.testing.fuzzing.feed import values
-from edgellama.values import Address, LinkCounters, NodeId, Plan, Span, StagePlacement
+from edgellama.values import (
+    Address,
+    LinkCounters,
+    LinkFacts,
+    NodeId,
+    Plan,
+    Span,
+    StagePlacement,
+)
 from edgellama.wire.activations import ROWS_MAX
 from edgellama.wire.membership_messages import MEMBER
 from edgellama.wire.messages import (
@@ -60,6 +68,12 @@ class _Surroundings:
 
     def counters(self, node: NodeId | None) -> LinkCounters:
         return LinkCounters()
+
+    def links(self) -> list[LinkFacts]:
+        return []
+
+    def clock_ms(self) -> int:
+        return 0
 
     def vocabulary(self) -> FakeTokenizer:
         return FakeTokenizer()

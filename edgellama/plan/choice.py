@@ -1,0 +1,92 @@
+"""Which placement a mesh shall have: by its split, and by what it has already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellama.plan.costs import Costs
+from edgellama.plan.movement import place_with_least_movement
+from edgellama.plan.ram import Unplaceable, place, stage_bytes
+from edgellama.plan.speed import is_worth_changing, place_by_speed, predict
+from edgellama.values import RAM, StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellama.plan.ram import Requirements
+    from edgellama.plan.speed import Prediction
+    from edgellama.values import DeviceFacts, LinkFacts, ModelFacts, StagePlacement
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The stages in the order of the ring, and what each one is expected to take.
+
+    ``predicted`` is empty where nothing has been measured yet.
+    """
+
+    stages: tuple[StagePlacement, ...]
+    predicted: tuple[StageTimes, ...]
+
+
+def choose(
+    model: ModelFacts,
+    devices: Sequence[DeviceFacts],
+    links: Sequence[LinkFacts],
+    requirements: Requirements,
+    split: str,
+    held: Sequence[StagePlacement] = (),
+) -> Choice | Unplaceable:
+    """Return the placement for ``split``; ``held`` are the stages that the mesh has had so far.
+
+    Where the split is by speed, another placement than the one held must promise to be better by
+    more than 15 %; where a device of it is lost, better than the one that moves the least.
+    """
+    costs = Costs(model, devices, links, requirements)
+    known = any(device.speed for device in devices)
+    if split == RAM or not known:
+        stages = place(model, devices, requirements)
+        if isinstance(stages, Unplaceable):
+            return stages
+        return Choice(stages, stage_times(predict(costs, stages)) if known else ())
+    found = place_by_speed(costs, split)
+    if found is None:
+        stages = place(model, devices, requirements)
+        if isinstance(stages, Unplaceable):
+            return stages
+        best = predict(costs, stages)
+    else:
+        stages, best = found.stages, found.prediction
+    kept = _kept(model, devices, requirements, held)
+    if kept is not None:
+        now = predict(costs, kept)
+        if not is_worth_changing(now, best, split):
+            return Choice(kept, stage_times(now))
+    return Choice(stages, stage_times(best))
+
+
+def stage_times(prediction: Prediction) -> tuple[StageTimes, ...]:
+    """Return a prediction stage by stage."""
+    hops = prediction.hops_ns or (0,)
+    return tuple(map(StageTimes, prediction.compute_ns, hops))
+
+
+def _kept(
+    model: ModelFacts,
+    devices: Sequence[DeviceFacts],
+    requirements: Requirements,
+    held: Sequence[StagePlacement],
+) -> tuple[StagePlacement, ...] | None:
+    """Return the placement held, or the one that moves the least where it cannot be kept."""
+    if not held or held[-1].span.past != model.layers:
+        return None  # of another model
+    by_node = {device.node: device for device in devices}
+    if all(
+        stage.node in by_node
+        and stage_bytes(model, stage.span, index == 0, requirements)
+        <= by_node[stage.node].ram_bytes
+        for index, stage in enumerate(held)
+    ):
+        return tuple(held)
+    return place_with_least_movement(model, devices, requirements, held)
