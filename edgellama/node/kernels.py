@@ -8,10 +8,13 @@ megabytes, and where LLVM does not know the machine it aborts.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
+import weakref
 from typing import TYPE_CHECKING, Final
 
-from edgellama_kernels import BackendUnavailable, Kernels, load, row_codec, warming
+from edgellama_kernels import BackendUnavailable, Kernels, cache_folder, load, row_codec, warming
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
@@ -37,18 +40,24 @@ class DeviceKernels:
     def __init__(
         self, backend: str, threads: int | None, paths: StatePaths, tell: Callable[[str], None]
     ) -> None:
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.kernels))
+        os.environ.setdefault(cache_folder.VARIABLE, str(paths.kernels))
         self._cores = compute_cores(threads)
         self._tell = tell
         self._report = paths.state / "compiler.txt"
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()
         wanted = backend != "numpy" and (backend == "numba" or warming.is_installed())
+        passing = _passing_folder(tell) if wanted else None
         self._is_coming = False
         if wanted and not warming.is_warm() and warming.is_installed():
-            tell("compiling kernels, once; NumPy computes the same until they are there")
-            self._compiler = Compiler(self._report)
             self._is_coming = backend == "auto"
+            meanwhile = "NumPy computes the same until they are there"
+            tell(
+                f"compiling kernels, once; {meanwhile if self._is_coming else 'this takes a while'}"
+            )
+            self._compiler = Compiler(self._report)
+            if passing is not None:
+                weakref.finalize(self, _discard, passing, self._compiler)
             if backend == "numba" and not self._compiler.wait(or_not_kept=True):
                 raise MisuseError(
                     f"kernels cannot be compiled here (see {self._report}); try --backend numpy"
@@ -90,6 +99,25 @@ class DeviceKernels:
             return
         self._tell("the kernels are compiled")
         ready(kernels)
+
+
+def _passing_folder(tell: Callable[[str], None]) -> str | None:
+    """Return a folder for compiled kernels, for this process alone, where they cannot be kept."""
+    note = cache_folder.prepare()
+    if note is None:
+        return None
+    tell(note)
+    try:
+        folder = tempfile.mkdtemp(prefix="edgellama-compiled-")
+    except OSError:
+        return None  # then NumPy goes on
+    os.environ[cache_folder.VARIABLE] = folder
+    return folder
+
+
+def _discard(folder: str, compiler: Compiler) -> None:
+    compiler.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def prove(kernels: Kernels) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from edgellama.node.compiling import Compiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 PLAIN = {NAME: "generic", FEATURES: "+neon"}
 DIES = "import os, signal; os.kill(os.getpid(), getattr(signal, 'SIGILL', signal.SIGTERM))"
@@ -137,3 +138,25 @@ def test_who_asks_for_numba_is_refused_before_it_kills_the_process(fake, paths, 
     with pytest.raises(MisuseError, match="try --backend numpy"):
         device_kernels.DeviceKernels("numba", 1, paths, lambda line: None)
     assert loaded == []
+
+
+def test_where_kernels_cannot_be_kept_they_are_compiled_for_this_time(
+    fake, paths, monkeypatch, tmp_path: Path
+) -> None:
+    """That is said at once, and the folder goes with the device's kernels."""
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(in_the_way))
+    loaded, told, ready = loads(monkeypatch), [], threading.Event()
+    fake("")
+    kernels = device_kernels.DeviceKernels("auto", 1, paths, told.append)
+    folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    assert "cannot be kept" in told[0]
+    assert str(in_the_way) in told[0]
+    kernels.watch(lambda _: ready.set())
+    assert ready.wait(60), told
+    assert [backend for backend, _ in loaded] == ["numpy", "numba"]
+    assert folder.is_dir()
+    del kernels
+    gc.collect()
+    assert not folder.exists()
