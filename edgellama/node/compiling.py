@@ -21,7 +21,7 @@ class Compiler:
         self._report = report
         self._attempts = target_choice.attempts()
         report.write_bytes(b"")
-        self._is_stopped = False
+        self.is_stopped = False
         self._process = self._start(self._attempts[0])
 
     def wait(self, or_not_kept: bool = False) -> bool:
@@ -40,7 +40,7 @@ class Compiler:
             if code == 0 or (code == warming.NOT_KEPT and or_not_kept):
                 os.environ.update(changes)  # numba here must look for what was compiled there
                 return True
-            if code == warming.NOT_KEPT or self._is_stopped:
+            if code == warming.NOT_KEPT or self.is_stopped:
                 return False
             with self._report.open("ab") as report:
                 report.write(f"the compiler ended with code {code}\n".encode())
@@ -48,7 +48,7 @@ class Compiler:
 
     def stop(self) -> None:
         """End it: nobody will load what it compiles."""
-        self._is_stopped = True
+        self.is_stopped = True
         self._process.kill()
         self._process.wait()
 

@@ -51,10 +51,10 @@ class DeviceKernels:
         self._is_coming = False
         if wanted and not warming.is_warm() and warming.is_installed():
             self._is_coming = backend == "auto"
-            meanwhile = "NumPy computes the same until they are there"
-            tell(
-                f"compiling kernels, once; {meanwhile if self._is_coming else 'this takes a while'}"
-            )
+            meanwhile = "this takes a while"
+            if self._is_coming:
+                meanwhile = "NumPy computes the same until they are there"
+            tell(f"compiling kernels, once; {meanwhile}")
             self._compiler = Compiler(self._report)
             if passing is not None:
                 weakref.finalize(self, _discard, passing, self._compiler)
@@ -90,7 +90,8 @@ class DeviceKernels:
     def _watch(self, ready: Callable[[Kernels], None]) -> None:
         assert self._compiler is not None
         if not self._compiler.wait():
-            self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
+            if not self._compiler.is_stopped:
+                self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
             return
         try:
             kernels = self._load("numba")
