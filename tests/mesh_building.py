@@ -104,6 +104,8 @@ def ask_of(prompt: str = "ab", tokens_max: int = 4, **changes: object) -> Ask:
         "today": 0,
         "history": (),
         "scored_from": 0,
+        "attempt": 0,
+        "wait_s": 0,
         "prompt": prompt,
     }
     return Ask(**(values | changes))  # type: ignore[arg-type]

@@ -47,6 +47,7 @@ class Answering:
     peers: tuple[str, ...]
     choice: KeyChoice
     local: LocalSettings
+    wait_s: int
 
     def question(
         self, prompt: str, *, raw: bool = False, system: str = "", history: tuple[Turn, ...] = ()
@@ -56,7 +57,8 @@ class Answering:
 
         return Ask(
             *(secrets.randbits(64), self.sampling, self.tokens_max, self.ignore_end, raw, ()),
-            *(system, datetime.now().astimezone().toordinal(), history, 0, prompt),
+            *(system, datetime.now().astimezone().toordinal(), history, 0),
+            *(0, self.wait_s, prompt),
         )
 
 
@@ -107,6 +109,14 @@ def _options(tokens_default: int | None) -> list[Callable[[Any], Any]]:
             "--model", metavar="FILE", help="Answer on this device alone from this GGUF file."
         ),
         click.option("--context", type=click.IntRange(16), help="With --model: positions to keep."),
+        click.option(
+            "--wait",
+            metavar="SECONDS",
+            type=click.IntRange(0, 65535),
+            default=0,
+            help="How long to wait for devices that are missing; an answer that has begun waits "
+            "2 minutes at least.",
+        ),
         *(kv, peers, key, code, threads, backend),
     ]
 
@@ -138,6 +148,7 @@ def _taken(options: dict[str, Any]) -> tuple[Answering, dict[str, Any]]:
         take("peers"),
         key_choice(take("key"), take("code")),
         LocalSettings(take("threads"), take("backend"), take("context"), take("kv_kind") or KV_F16),
+        take("wait"),
     )
     return said, options
 

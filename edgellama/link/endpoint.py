@@ -159,6 +159,11 @@ class Endpoint:
         if node in self._connections:
             self._drop(node, CloseCode.LEAVING)
 
+    def give_up(self, node: NodeId, now: float) -> None:
+        """End a connection over which nothing comes any more; gives no event here."""
+        if node in self._connections:
+            self._drop(node, CloseCode.UNHEARD)
+
     def peers(self) -> Mapping[NodeId, PeerInfo]:
         """Return the connected peers."""
         return {

@@ -161,7 +161,10 @@ class MeshNode:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        parts = (self.membership, self.measurements, self.planning, self.home, self.stage)
+        parts = (
+            *(self.membership, self.measurements, self.planning),
+            *(self.home, self.stage, self.gateway),
+        )
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
 
@@ -178,8 +181,9 @@ class MeshNode:
         self.membership.handle_timer(now)
         self.measurements.handle_timer(now, self.membership.connected())
         self.planning.handle_timer(now)
-        if self.planning.trouble:
-            self.gateway.give_up(self.planning.trouble)
+        if self.planning.has_settled:
+            self.gateway.set_trouble(self.planning.trouble, now)
+        self.gateway.handle_timer(now)
         self.home.handle_timer(now)
         self.stage.handle_timer(now)
 
@@ -190,7 +194,7 @@ class MeshNode:
     def ask(self, ask: Ask, now: float) -> None:
         """Take a request from this very process; its answer comes as ``ToAsker`` effects."""
         self._now = now
-        self.gateway.ask(self._me, ask, self.planning.trouble)
+        self.gateway.ask(self._me, ask, self.planning.trouble, now)
 
     def cancel(self, request: int, now: float) -> None:
         """Stop a request of this very process."""
@@ -322,10 +326,10 @@ class MeshNode:
         node = event.node
         if node in self._guests:
             self._guests.discard(node)
-            self.gateway.cancel_of(node)
+            self.gateway.asker_gone(node, left=event.left, now=self._now)
             return
         self.membership.peer_disconnected(node, event.left, self._now)
-        self.home.cancel_of(node, self._now)
+        self.home.gateway_gone(node, self._now)
 
     def _receive(self, node: NodeId, message: Message) -> None:
         if node in self._guests:
@@ -336,7 +340,7 @@ class MeshNode:
     def _receive_from_guest(self, node: NodeId, message: Message) -> None:
         match message:
             case Ask():
-                self.gateway.ask(node, message, self.planning.trouble)
+                self.gateway.ask(node, message, self.planning.trouble, self._now)
             case Cancel():
                 self.gateway.cancel(node, message.request)
             case StatusQuery():
@@ -365,7 +369,7 @@ class MeshNode:
             case PlanAnnouncement() | StageReady() | StageFailed():
                 self._receive_on_plan(node, message)
             case Piece() | Finished() | Failure():
-                if not self.gateway.home_says(message) and isinstance(message, Piece):
+                if not self.gateway.home_says(node, message) and isinstance(message, Piece):
                     # The cancellation came before the request, or was lost with a connection.
                     self._outbox.send(node, Cancel(message.request))
             case CloseSession():
@@ -453,7 +457,7 @@ class MeshNode:
 
     def _home_replies(self, gateway: NodeId, message: Piece | Finished | Failure) -> None:
         if gateway == self._me:
-            self.gateway.home_says(message)
+            self.gateway.home_says(self._me, message)
         else:
             self._outbox.send(gateway, message)
 

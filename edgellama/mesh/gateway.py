@@ -1,13 +1,15 @@
 """The gateway's part: it owns the requests asked of it, whoever is home.
 
 It keeps each request with the tokens that its asker has, hands it to home, and hands it to the
-next home when the plan changes. Until there is a plan it says what the asker waits for.
+next home when the plan changes. While there is no plan it says what the asker waits for, and an
+answer that has begun waits for a while that devices come back.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EXIT_NO_MESH
 from edgellama.mesh.ordering import AnswerOrder
@@ -26,7 +28,16 @@ if TYPE_CHECKING:
 
     from edgellama.values import NodeId, Plan
 
-REQUESTS_MAX = 256
+REQUESTS_MAX: Final = 256
+
+DEVICES_WAIT_S: Final = 120.0
+"""How long an answer that has begun waits for devices: a phone restarts within a minute."""
+
+GATEWAY_SILENT_S: Final = 1.5
+"""An asker that waits leaves a gateway that is silent for so long; asking another costs little."""
+
+ASKER_WAIT_S: Final = 20.0
+"""How long an answer goes on for an asker whose link is lost: it may ask by another device."""
 
 
 @dataclass
@@ -35,6 +46,14 @@ class _Request:
     asker: NodeId
     answer: AnswerOrder
     home: NodeId = ""  # to whom it has been handed under the plan in force
+    trouble: str = ""  # why it waits for devices, as the asker was told
+    give_up_at: float = 0.0  # while it waits
+    asker_lost_at: float | None = None
+
+    @property
+    def wait_s(self) -> float:
+        """How long it may wait for devices; what home has taken has begun."""
+        return max(self.ask.wait_s, DEVICES_WAIT_S if self.home or self.ask.tokens else 0.0)
 
 
 class Gateway:
@@ -57,26 +76,37 @@ class Gateway:
         for request in list(self._requests.values()):
             self._submit(request)
 
-    def ask(self, asker: NodeId, ask: Ask, trouble: str) -> None:
-        """Take a request; ``trouble`` says why no answer is possible, if so."""
-        if trouble:
-            self._answer(asker, Failure(ask.request, EXIT_NO_MESH, trouble))
-            return
-        if ask.request in self._requests or len(self._requests) >= REQUESTS_MAX:
+    def ask(self, asker: NodeId, ask: Ask, trouble: str, now: float) -> None:
+        """Take a request, or a later attempt of one; ``trouble`` says why no answer is possible."""
+        known = self._requests.get(ask.request)
+        if (known and ask.attempt <= known.ask.attempt) or len(self._requests) >= REQUESTS_MAX:
             text = f"this node has {len(self._requests)} requests already; ask again later"
             self._answer(asker, Failure(ask.request, EXIT_NO_MESH, text))
             return
         request = _Request(ask, asker, AnswerOrder(ask.tokens))
         self._requests[ask.request] = request
-        if self._plan is None:
+        if trouble:
+            self._wait(request, trouble, now)
+        elif self._plan is None:
             self._answer(asker, Notice(ask.request, "waiting for the devices to load their layers"))
         else:
             self._submit(request)
 
-    def give_up(self, trouble: str) -> None:
-        """Tell every asker that the mesh cannot answer any more."""
+    def set_trouble(self, trouble: str, now: float) -> None:
+        """Take note of why the mesh cannot answer; with no trouble, it can."""
         for request in list(self._requests.values()):
-            self._end(request, Failure(request.ask.request, EXIT_NO_MESH, trouble))
+            if trouble and trouble != request.trouble:
+                self._wait(request, trouble, now)
+            elif request.trouble and not trouble:
+                request.trouble = ""
+                self._answer(request.asker, Notice(request.ask.request, "the devices are back"))
+                if self._plan is not None:
+                    self._submit(request)
+
+    def notice(self, text: str) -> None:
+        """Tell every asker what its answer waits for."""
+        for request in self._requests.values():
+            self._answer(request.asker, Notice(request.ask.request, text))
 
     def cancel(self, asker: NodeId, request_id: int) -> None:
         """Stop a request of this asker."""
@@ -84,11 +114,13 @@ class Gateway:
         if request is not None and request.asker == asker:
             self._forget(request)
 
-    def cancel_of(self, asker: NodeId) -> None:
-        """Stop every request of an asker that is gone."""
+    def asker_gone(self, asker: NodeId, *, left: bool, now: float) -> None:
+        """Stop every request of an asker that has left, and in a while of one that is lost."""
         for request in list(self._requests.values()):
-            if request.asker == asker:
+            if request.asker == asker and left:
                 self._forget(request)
+            elif request.asker == asker:
+                request.asker_lost_at = now
 
     def home_connected(self, home: NodeId) -> None:
         """Hand requests to home again after the link to it was away."""
@@ -96,13 +128,18 @@ class Gateway:
             if request.home == home:
                 self._submit(request)
 
-    def home_says(self, message: Piece | Finished | Failure) -> bool:
-        """Pass on what home has made, each token once; return whether anybody wants it."""
+    def home_says(self, node: NodeId, message: Piece | Finished | Failure) -> bool:
+        """Pass on what a home has made, each token once; return whether anybody wants it.
+
+        A home that slept may finish an answer still, as its tokens are those of any home; but that
+        it cannot go on is of interest only of the home in force.
+        """
         request = self._requests.get(message.request)
         if request is None:
             return False
         if isinstance(message, Failure):
-            self._end(request, message)
+            if node == request.home:
+                self._end(request, message)
             return True
         if isinstance(message, Piece):
             # The next home shall leave out the same turns, whatever its context.
@@ -113,6 +150,38 @@ class Gateway:
             else:
                 self._answer(request.asker, due)
         return True
+
+    @property
+    def homes(self) -> set[NodeId]:
+        """The homes that requests of this node wait for."""
+        return {request.home for request in self._requests.values() if request.home}
+
+    def next_timer(self) -> float | None:
+        """Return when ``handle_timer`` wants to be called."""
+        due = min(map(_due, self._requests.values()), default=math.inf)
+        return None if due == math.inf else due
+
+    def handle_timer(self, now: float) -> None:
+        """End what has waited too long, for devices or for its asker."""
+        for request in list(self._requests.values()):
+            if _due(request) > now:
+                continue
+            if request.trouble:
+                self._end(request, Failure(request.ask.request, EXIT_NO_MESH, request.trouble))
+            else:
+                self._forget(request)
+
+    def _wait(self, request: _Request, trouble: str, now: float) -> None:
+        """Let a request wait for devices, or end it where it must not."""
+        if not request.trouble:
+            request.give_up_at = now + request.wait_s
+        request.trouble = trouble
+        wait_s = request.give_up_at - now
+        if wait_s <= 0:
+            self._end(request, Failure(request.ask.request, EXIT_NO_MESH, trouble))
+            return
+        text = f"{trouble}; waiting up to {wait_s:.0f} s for devices to come back"
+        self._answer(request.asker, Notice(request.ask.request, text))
 
     def _submit(self, request: _Request) -> None:
         assert self._plan is not None
@@ -127,3 +196,10 @@ class Gateway:
         del self._requests[request.ask.request]
         if request.home:
             self._hand_over(request.home, Cancel(request.ask.request))
+
+
+def _due(request: _Request) -> float:
+    due = request.give_up_at if request.trouble else math.inf
+    if request.asker_lost_at is not None:
+        due = min(due, request.asker_lost_at + ASKER_WAIT_S)
+    return due

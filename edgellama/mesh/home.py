@@ -8,6 +8,7 @@ epoch starts every session again from its known tokens: the law makes the contin
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from edgellama.mesh.stage_role import StageRole
 
 PREFILL_CHUNK_TOKENS: Final = 32  # small enough that the stages work at the same time
+GATEWAY_WAIT_S: Final = 20.0  # an answer goes on without its gateway: another may ask for it
 CLOSE_WAIT_S: Final = 1.0  # for the counters of the other stages, then the answer is told without
 REQUESTS_MAX: Final = 256  # running and queued, of all askers together
 
@@ -99,7 +101,10 @@ class Home:
         """Begin an answer; a request that is known already is told again what it has missed."""
         session = self._session_of(ask.request)
         if session is not None:
-            session.gateway = gateway
+            if ask.attempt < session.ask.attempt:
+                return  # a gateway that slept: its asker has another one
+            session.ask = replace(session.ask, attempt=ask.attempt)
+            session.gateway, session.gateway_lost_at = gateway, None
             known = len(ask.tokens)
             if session.generated[known:]:
                 self._say_again(session, known)
@@ -135,11 +140,11 @@ class Home:
             if session.ask.request == request and session.gateway == gateway:
                 self._stop(session, now)
 
-    def cancel_of(self, gateway: NodeId, now: float) -> None:
-        """Stop every answer of a gateway that is gone."""
-        for session in list(self._sessions.values()):
-            if session.gateway == gateway:
-                self._stop(session, now)
+    def gateway_gone(self, gateway: NodeId, now: float) -> None:
+        """Let the answers of a gateway that is gone go on for a while: another may ask for them."""
+        for session in self._sessions.values():
+            if session.gateway == gateway and session.gateway_lost_at is None:
+                session.gateway_lost_at = now
 
     def tokenized(self, session_id: int, prompt: PromptTokens, now: float) -> None:
         """Queue the session, or refuse a prompt that leaves no room for an answer."""
@@ -246,13 +251,23 @@ class Home:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
-        return min((each.close_by for each in self._untold()), default=None)
+        timers = [each.close_by for each in self._untold()]
+        timers += [
+            each.gateway_lost_at + GATEWAY_WAIT_S
+            for each in self._sessions.values()
+            if each.gateway_lost_at is not None and each.state != CLOSING
+        ]
+        return min(timers, default=None)
 
     def handle_timer(self, now: float) -> None:
-        """Tell the end of answers whose stages do not tell their counters in time."""
+        """Tell the end of answers whose stages are slow to; end those that nobody asks for."""
         for session in self._untold():
             if now >= session.close_by:
                 self._report(session)
+        for session in list(self._sessions.values()):
+            lost_at = session.gateway_lost_at
+            if lost_at is not None and session.state != CLOSING and now >= lost_at + GATEWAY_WAIT_S:
+                self._stop(session, now)
 
     def _untold(self) -> list[Session]:
         return [each for each in self._sessions.values() if each.state == CLOSING and each.reason]
@@ -288,6 +303,7 @@ class Home:
             if session.state != QUEUED:
                 continue
             if running >= plan.sessions_max:
+                self._make_room(now)
                 return
             if session.ask.scored_from and session.known > plan.context:
                 text = f"{session.known} tokens do not fit this mesh's context of {plan.context}"
@@ -303,6 +319,13 @@ class Home:
                 self._remembered.keep(plan.sessions_max - running)
                 self._open(session, plan)
                 self._feed(session, now)
+
+    def _make_room(self, now: float) -> None:
+        """End an answer that nobody asks for at the moment: others wait for its KV slot."""
+        for session in self._sessions.values():
+            if session.gateway_lost_at is not None and session.state == RUNNING:
+                self._stop(session, now)
+                return
 
     def _remember(self, session: Session, plan: Plan, now: float) -> None:
         session.keeps &= session.fed > 0 and not session.ask.scored_from

@@ -42,6 +42,7 @@ class Session:
     id: int  # names the session's steps under one epoch; a session begun again gets another
     ask: Ask
     gateway: NodeId
+    gateway_lost_at: float | None = None
     state: str = TOKENIZING
     prompt: tuple[int, ...] = ()
     is_templated: bool = False

@@ -120,7 +120,12 @@ class Planning:
     @property
     def trouble(self) -> str:
         """Why no plan can be made, for a person; empty while news of members settle."""
-        return self._trouble if self.next_timer() is None else ""
+        return self._trouble if self.has_settled else ""
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether all that is known of members has been looked at."""
+        return self.next_timer() is None
 
     @property
     def is_changing(self) -> bool:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgellama.wire.key_messages import Forget, InviteQuery
 
 STATUS_WAIT_S: Final = 5.0
+GATEWAY_LOST: Final = "the device that was asked is lost; looking for another one"
 
 Reply = TypeVar("Reply", StatusReply, FactsReply)
 
@@ -94,6 +95,8 @@ class MeshAsker:
                         yield message
                 except GatewayLostError:
                     order = AnswerOrder(order.tokens)
+                    ask = replace(ask, attempt=ask.attempt + 1)
+                    yield Notice(ask.request, GATEWAY_LOST)
                 else:
                     return
         finally:

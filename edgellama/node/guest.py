@@ -19,6 +19,7 @@ from edgellama.link.endpoint import (
     MessageReceived,
     Priority,
 )
+from edgellama.mesh.gateway import DEVICES_WAIT_S, GATEWAY_SILENT_S
 from edgellama.net.discovery import Candidate, Discovery
 from edgellama.net.paths import new_node_id
 from edgellama.net.udp import UdpDriver, UdpSocket
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 CONNECT_WAIT_S: Final = 1.5  # mDNS answers within 0.2 s, at 20 % loss within 0.7 s
 STOP_POLL_S: Final = 0.1
 CLOSE_WAIT_S: Final = 2.0
-RECONNECT_WAIT_S: Final = 15.0  # longer than a mesh needs to notice a lost device and plan anew
+RECONNECT_WAIT_S: Final = DEVICES_WAIT_S  # as long as an answer that has begun waits for devices
 NAMED_CONNECT_WAIT_S: Final = 4.0  # for addresses that a person gave: three handshakes and more
 
 
@@ -41,19 +42,28 @@ class GatewayLostError(NoMeshError):
 
 
 class _Inbox:
-    """Carries link events from the I/O thread to the asker's."""
+    """Carries link events from the I/O thread to the asker's, and watches whom it waits for.
 
-    def __init__(self) -> None:
+    While ``awaited`` names a member that answers, it says something every quarter of a second.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
+        self.awaited: NodeId | None = None
+        self._endpoint = endpoint
 
     def handle_event(self, event: Event, now: float) -> None:
         self.events.put(event)
 
     def next_timer(self) -> float | None:
-        return None
+        peer = self._endpoint.peers().get(self.awaited) if self.awaited else None
+        return None if peer is None else peer.silent_since + GATEWAY_SILENT_S
 
     def handle_timer(self, now: float) -> None:
-        """Nothing is ever due."""
+        """Give up the member that is awaited and silent."""
+        assert self.awaited is not None
+        self._endpoint.give_up(self.awaited, now)
+        self.events.put(Disconnected(self.awaited, "it is silent"))
 
 
 class Guest:
@@ -61,12 +71,12 @@ class Guest:
 
     def __init__(self, mesh_key: bytes, listen: str = "0.0.0.0") -> None:
         self._mesh_key = mesh_key
-        self._inbox = _Inbox()
         self._socket = UdpSocket(listen, 0)
         identity = Identity(new_node_id(), time.time_ns() // 1_000_000, guest=True)
         self._endpoint = Endpoint(
             identity, mesh_key, self._socket.window_packets, secrets.token_bytes
         )
+        self._inbox = _Inbox(self._endpoint)
         self._driver = UdpDriver(self._endpoint, self._socket, self._inbox)
         self._thread = threading.Thread(target=self._run, name="edgellama-link", daemon=True)
         self._members: list[NodeId] = []  # that there is a link to, the first found first
@@ -146,24 +156,24 @@ class Guest:
     ) -> Iterator[Message]:
         """Yield what the member says, until ``stop`` is set.
 
-        Raises NoMeshError when it is gone, or silent for ``timeout_s``.
+        Raises GatewayLostError when it is gone, NoMeshError when it is silent for ``timeout_s``.
         """
-        while stop is None or not stop.is_set():
-            try:
-                event = self._next_event(timeout_s if stop is None else STOP_POLL_S)
-            except Empty:
-                if stop is not None:
-                    continue
-                raise NoMeshError(f"the mesh gave no answer within {timeout_s:.0f} s") from None
-            if isinstance(event, Disconnected) and event.node == self._gateway:
-                raise GatewayLostError("the device that was asked is gone; ask again")
-            if isinstance(event, MessageReceived) and event.node == self._gateway:
+        self._inbox.awaited = self._gateway
+        try:
+            while stop is None or not stop.is_set():
                 try:
-                    yield decode(event.message)
-                except WireError as error:
-                    raise NoMeshError(
-                        f"the mesh speaks another release's language ({error}); update the devices"
-                    ) from error
+                    event = self._next_event(timeout_s if stop is None else STOP_POLL_S)
+                except Empty:
+                    if stop is not None:
+                        continue
+                    text = f"the mesh gave no answer within {timeout_s:.0f} s"
+                    raise NoMeshError(text) from None
+                if isinstance(event, Disconnected) and event.node == self._gateway:
+                    raise GatewayLostError("the device that was asked is gone; ask again")
+                if isinstance(event, MessageReceived) and event.node == self._gateway:
+                    yield _decoded(event.message)
+        finally:
+            self._inbox.awaited = None
 
     def _run(self) -> None:
         try:
@@ -211,3 +221,12 @@ class Guest:
             elif isinstance(event, Disconnected) and event.node in self._members:
                 self._members.remove(event.node)
             return event
+
+
+def _decoded(data: bytes) -> Message:
+    try:
+        return decode(data)
+    except WireError as error:
+        raise NoMeshError(
+            f"the mesh speaks another release's language ({error}); update the devices"
+        ) from error

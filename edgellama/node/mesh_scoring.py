@@ -57,8 +57,8 @@ def _asked(
 ) -> Finished:
     """Return what the mesh says of a text's tokens, or of a chunk's likelihood."""
     ask = Ask(
-        *(secrets.randbits(64), SamplingSettings(), 0, True, True, chunk),
-        *("", 0, (), scored_from, text),
+        *(secrets.randbits(64), SamplingSettings(), 0, True, True, chunk, "", 0),
+        *((), scored_from, 0, 0, text),
     )
     for message in asker.answer(ask):
         if isinstance(message, Finished):

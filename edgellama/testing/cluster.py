@@ -183,7 +183,9 @@ class SimulatedCluster:
         """Return a request with an id of its own."""
         sampling = sampling or SamplingSettings()
         request = self.dice.getrandbits(64)
-        return Ask(request, sampling, tokens_max, ignore_end, False, (), "", 1, history, 0, prompt)
+        return Ask(
+            request, sampling, tokens_max, ignore_end, False, (), "", 1, history, *(0, 0, 0), prompt
+        )
 
     def ask(self, asker: ClusterNode | ClusterGuest, ask: Ask | None = None) -> Answer:
         """Ask a device, or by a guest, and keep the answer to be checked."""

@@ -47,7 +47,9 @@ class Ask:
     ``history`` is what was said before. Unless ``raw``, home puts ``system``, ``history`` and
     ``prompt`` into the model's chat template, if it has one; else each is a line of one text.
     ``today`` is the asker's date as Python's proleptic ordinal: some templates print it, and
-    another home that takes over on another day must make the same prompt of it.
+    another home that takes over on another day must make the same prompt of it. ``attempt`` counts
+    the gateways that the asker has had before: the latest one's word counts. ``wait_s`` is how long
+    the asker waits for devices that are missing, before its answer has begun.
 
     With ``tokens_max`` 0 the tokens of the prompt are all that is wanted, however many they are.
     With ``scored_from`` there is no prompt: ``Finished`` says how well the model foretells each
@@ -64,6 +66,8 @@ class Ask:
     today: int
     history: tuple[Turn, ...]
     scored_from: int
+    attempt: int
+    wait_s: int
     prompt: str
 
 
@@ -135,7 +139,7 @@ class Cancel:
 
 AskingMessage = Ask | Piece | Finished | Failure | Notice | Cancel
 
-_U8, _U32, _U64 = (Unsigned(bits) for bits in (8, 32, 64))
+_U8, _U16, _U32, _U64 = (Unsigned(bits) for bits in (8, 16, 32, 64))
 _TOKENS = Many(_U32, TOKENS_MAX)
 _SAMPLING = Record(
     SamplingSettings,
@@ -151,7 +155,7 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
         Ask,
         (
             *(_U64, _SAMPLING, _U32, Flag(), Flag(), _TOKENS, Text(SYSTEM_CHARACTERS_MAX), _U32),
-            *(Many(_TURN, TURNS_MAX), _U32),
+            *(Many(_TURN, TURNS_MAX), _U32, _U16, _U16),
         ),
         "prompt",
     ),

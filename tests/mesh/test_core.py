@@ -24,6 +24,7 @@ from mesh_building import (
 from edgellama.link.endpoint import Connected, DialFailed, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import Effect, LoadPlan, PromptTokens, Run, ToAsker, TokenizeJob
+from edgellama.mesh.home import GATEWAY_WAIT_S
 from edgellama.mesh.membership import HEARTBEAT_S
 from edgellama.mesh.planning import SETTLE_S
 from edgellama.testing.fake_model import CONTEXT_MAX, FakeTokenizer, ram_bytes
@@ -226,6 +227,7 @@ def test_a_gateway_that_is_gone_frees_what_it_asked() -> None:
     desk.plan()
     desk.hear(B, ask_of())
     desk.core.handle_event(Disconnected(B, "it is silent"), desk.now)
+    desk.core.home.handle_timer(desk.now + GATEWAY_WAIT_S)
     assert desk.core.home.sessions_open == 0
     dead = desk.core.membership.record(B)
     assert dead is not None

@@ -26,7 +26,7 @@ from edgellama.mesh.effects import (
     StageJob,
     TokenizeJob,
 )
-from edgellama.mesh.home import CLOSE_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX
+from edgellama.mesh.home import CLOSE_WAIT_S, GATEWAY_WAIT_S, PREFILL_CHUNK_TOKENS, REQUESTS_MAX
 from edgellama.testing.fake_model import END_TOKEN
 from edgellama.values import ASSISTANT, USER, LinkCounters, SamplingSettings, Turn
 from edgellama.wire.messages import (
@@ -273,13 +273,43 @@ def test_a_request_that_is_under_way_is_told_again_what_it_missed() -> None:
 
 
 def test_a_request_asked_again_while_its_cancelled_session_closes_begins_anew() -> None:
-    """A connection that is lost and found at once cancels and asks again."""
     desk, _ = running()
-    desk.home.cancel_of(GATEWAY, desk.now)
+    desk.home.cancel(GATEWAY, 7, desk.now)
     desk.outbox.drain()
     desk.home.ask(GATEWAY, ask_of())
     assert [type(job) for job in jobs(desk.outbox)] == [TokenizeJob]
     assert desk.home.sessions_open == 2
+
+
+def test_an_answer_goes_on_for_a_while_without_its_gateway() -> None:
+    desk, job = running()
+    desk.home.gateway_gone(GATEWAY, desk.now)
+    assert desk.home.next_timer() == desk.now + GATEWAY_WAIT_S
+    desk.token(job, 41)
+    desk.messages()
+    desk.home.ask(B, ask_of(attempt=1))
+    assert desk.said == [(B, Piece(7, 0, (41,), "<41>", 0))]
+    assert desk.home.next_timer() is None
+    desk.said.clear()
+    desk.home.ask(GATEWAY, ask_of())  # it slept, and its asker has gone elsewhere
+    assert desk.said == []
+    desk.home.cancel(GATEWAY, 7, desk.now)
+    assert desk.home.sessions_open == 1
+    desk.home.gateway_gone(B, desk.now)
+    desk.home.handle_timer(desk.now + GATEWAY_WAIT_S)
+    assert [message for _, message in sent(desk.outbox)][-1] == CloseSession(5, 1, True)
+
+
+def test_an_answer_without_its_gateway_makes_room_for_others() -> None:
+    desk = Desk(plan_of(A, B, sessions_max=1))
+    first = desk.begin(ask_of())
+    desk.home.gateway_gone(GATEWAY, desk.now)
+    desk.outbox.drain()
+    desk.home.ask(C, ask_of(request=8))
+    (job,) = jobs(desk.outbox)
+    assert isinstance(job, TokenizeJob)
+    desk.home.tokenized(job.session, PromptTokens((1, 2), 0, False), desk.now)
+    assert [message for _, message in sent(desk.outbox)] == [CloseSession(5, first, True)]
 
 
 def test_the_context_ends_an_answer_and_refuses_a_prompt() -> None:

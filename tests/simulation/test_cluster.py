@@ -357,7 +357,7 @@ def test_a_guest_is_told_how_the_mesh_stands() -> None:
     guest = cluster.guest(cluster.nodes["second"])
     guest.query_status()
     cluster.until(lambda: bool(guest.statuses), "status")
-    (status,) = guest.statuses
+    status = guest.statuses[0]
     plan = cluster.nodes["second"].core.planning.active
     assert plan is not None
     assert (status.ready, status.trouble, status.node) == (True, "", guest.gateway.node)

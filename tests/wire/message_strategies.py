@@ -155,7 +155,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.Ask: st.builds(
         wire.Ask,
         *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
-        *(st.lists(turns, max_size=3).map(tuple), st.just(0), texts(50)),
+        *(st.lists(turns, max_size=3).map(tuple), st.just(0), u16, u16, texts(50)),
     ),
     wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100), u32, st.booleans()),
     wire.Finished: st.builds(

@@ -21,7 +21,9 @@ from edgellama.wire.messages import (
     encode,
 )
 
-ASK = Ask(7, SamplingSettings(), 16, False, False, (1, 2), "Be brief.", 739_682, (), 0, "Hello")
+ASK = Ask(
+    7, SamplingSettings(), 16, False, False, (1, 2), "Be brief.", 739_682, (), *(0, 0, 0), "Hello"
+)
 SAID = (Turn(USER, "Hi"), Turn(ASSISTANT, "Hello!"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 

@@ -38,7 +38,7 @@ PLAN = Plan(
     (StagePlacement("0a" * 16, Span(0, 2)), StagePlacement("0c" * 16, Span(2, 3))),
 )
 ANNOUNCEMENT = wire.PlanAnnouncement(PLAN, MODEL, False, (5, 6))
-ASK = wire.Ask(7, SamplingSettings(), 10, False, False, (1, 2), "", 0, (), 0, "once")
+ASK = wire.Ask(7, SamplingSettings(), 10, False, False, (1, 2), "", 0, (), *(0, 0, 0), "once")
 STEP = wire.Step(9, 1, 0, 2, 1, 1, 2, 0, b"payload")
 
 
