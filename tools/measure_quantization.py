@@ -1,11 +1,12 @@
-"""What does each type of weights cost a model? Size, perplexity, divergence from its F32 weights.
+"""What do fewer bits cost a model? Size, perplexity, divergence from its F32 weights.
 
     python tools/measure_quantization.py edgellama/demo/little-stories.gguf [MODEL ...]
 
 Each model tells little texts, with F32 weights, at temperature 1 and from fixed seeds, and
 each text that reaches 96 tokens is one chunk. Quantized to every type, it reads these chunks,
-scored as `edgellama perplexity` does: the second half of each. The tables on stdout stand in
-docs/measurements/quantization.md.
+scored as `edgellama perplexity` does: the second half of each. Then the same with keys and values
+as int8, and over links that carry q8, in two stages and in one a layer. The tables on stdout
+stand in docs/measurements/quantization.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,13 +26,15 @@ from edgellama.model.gguf import GgufFile
 from edgellama.model.hidden import take_rows
 from edgellama.model.perplexity import scored_logits
 from edgellama.model.sampling import sample
+from edgellama.model.stage import Stage
 from edgellama.model.type_choice import RUNNABLE_KINDS
 from edgellama.model.weight_source import GgufSource
 from edgellama.net.paths import StatePaths
 from edgellama.node.calibrating import importance_of
 from edgellama.node.quantizing import fitting_kinds, same_kind, write_quantized
 from edgellama.node.scoring import MeasuredModel, measured_model
-from edgellama.values import SamplingSettings
+from edgellama.values import KV_F16, KV_Q8, WIRE_Q8, SamplingSettings, Span
+from edgellama.wire.activations import ActivationEncoder, decode_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +87,44 @@ def read(model: MeasuredModel, chunks: list[list[int]]) -> Reading:
     rows, targets = [], []
     for chunk in chunks:
         for logits, follows in scored_logits(*model.parts(), chunk):
-            wide = logits.astype(np.float64)
-            wide -= wide.max(axis=1, keepdims=True)
-            wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-            rows.append(wide.astype(np.float32))
+            rows.append(log_probabilities(logits))
             targets += follows
     return Reading(np.concatenate(rows), np.array(targets))
+
+
+def read_split(model: MeasuredModel, stages: int, kv_kind: str, chunks: list[list[int]]) -> Reading:
+    """Read chunks as a mesh of so many stages does whose links carry q8, back to home too."""
+    loaded, head = model.loaded, model.parts()[1]
+    layers, width = loaded.config.layers, loaded.config.width
+    bounds = [layers * stage // stages for stage in range(stages + 1)]
+    ring = [
+        Stage(
+            *(model.kernels, loaded.config, Span(first, past), loaded.layers[first:past]),
+            *(CHUNK_TOKENS, 1, kv_kind),
+        )
+        for first, past in pairwise(bounds)
+    ]
+    encoder = ActivationEncoder(peer_reads_lz4=False, wire=WIRE_Q8)
+    rows, targets = [], []
+    for chunk in chunks:
+        hidden = head.embed(chunk[:-1])
+        for stage in ring:
+            stage.open(SESSION)
+            hidden = stage.forward(SESSION, hidden, 0)
+            stage.close(SESSION)
+            codec, payload = encoder.encode(hidden)
+            hidden = decode_hidden(codec, len(hidden.exponents), width, payload, wire=WIRE_Q8)
+        first = len(chunk) // 2
+        rows.append(log_probabilities(head.logits(take_rows(hidden, first, len(chunk) - 1))))
+        targets += chunk[first + 1 :]
+    return Reading(np.concatenate(rows), np.array(targets))
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return wide.astype(np.float32)
 
 
 def row(name: str, path: Path, base: Reading, reading: Reading) -> str:
@@ -107,13 +143,15 @@ class Bench:
     def __init__(self, source: Path, stories: int, folder: Path) -> None:
         self.source, self.stories, self.folder = source, stories, folder
 
-    def opened(self, path: Path, stack: ExitStack) -> MeasuredModel:
+    def opened(self, path: Path, stack: ExitStack, kv_kind: str = KV_F16) -> MeasuredModel:
         """Open a copy; what is made of it stays in the scratch folder."""
         scratch = self.folder / "scratch"
         paths = StatePaths.locate()
-        return stack.enter_context(
-            measured_model(path, CHUNK_TOKENS, THREADS, "auto", paths, lambda _text: None, scratch)
+        opened = measured_model(
+            *(path, CHUNK_TOKENS, THREADS, "auto", paths, lambda _text: None, scratch),
+            kv_kind=kv_kind,
         )
+        return stack.enter_context(opened)
 
     def rows(self) -> Iterator[str]:
         """Yield the lines of the table."""
@@ -145,6 +183,25 @@ class Bench:
                 kinds = {choice.tensor.name: choice.kind_name for choice in choices}
                 name = f"fit to {share} of Q4_0's size"
                 yield self.measured(name, kinds, importance, base, chunks)
+            yield from self.others(wide, base, chunks)
+
+    def others(self, wide: Path, base: Reading, chunks: list[list[int]]) -> Iterator[str]:
+        """Yield the rows of what is not weights: the KV cache, and the links."""
+        narrow = self.folder / "Q8_0.gguf"
+        with ExitStack() as stack:
+            weights = GgufSource(stack.enter_context(GgufFile.open(self.source)))
+            write_quantized(weights, same_kind(weights, "Q8_0"), narrow, {}, THREADS, nothing)
+        for path in (wide, narrow):
+            for kv_kind in (KV_F16, KV_Q8):
+                with ExitStack() as stack:
+                    model = self.opened(path, stack, kv_kind)
+                    layers = model.loaded.config.layers
+                    what = f"{path.stem}, KV {kv_kind}"
+                    if kv_kind == KV_Q8:
+                        yield row(what, path, base, read(model, chunks))
+                    for stages in sorted({2, layers}):
+                        split = read_split(model, stages, kv_kind, chunks)
+                        yield row(f"{what}, q8 links of {stages} stages", path, base, split)
 
     def measured(
         self,
