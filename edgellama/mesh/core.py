@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from edgellama_kernels import HiddenRows
 
@@ -31,28 +31,15 @@ from edgellama.mesh.gateway import Gateway
 from edgellama.mesh.home import Home
 from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
-from edgellama.mesh.planning import Planning, plan_number
+from edgellama.mesh.planning import Planning
+from edgellama.mesh.reports import Reports
 from edgellama.mesh.stage_role import StageRole
 from edgellama.mesh.transfer_pace import DecodeDelay, LeastOfLate
-from edgellama.plan.costs import row_bytes
-from edgellama.values import (
-    KV_F16,
-    DeviceSpeed,
-    LinkCounters,
-    LinkFacts,
-    ModelFacts,
-    NodeId,
-    Plan,
-    Span,
-)
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.measurement_messages import (
     FactsQuery,
-    FactsReply,
-    LinkMeter,
     Measured,
     MeterQuery,
-    MeterReply,
 )
 from edgellama.wire.messages import (
     Ask,
@@ -63,7 +50,6 @@ from edgellama.wire.messages import (
     Gossip,
     Heartbeat,
     MemberRecord,
-    MemberStatus,
     Message,
     Notice,
     OpenSession,
@@ -84,28 +70,15 @@ from edgellama.wire.messages import (
 from edgellama.wire.weight_messages import TRIP_US_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edgellama.mesh.home_session import Vocabulary
+    from edgellama.mesh.surroundings import Surroundings
+    from edgellama.values import (
+        DeviceSpeed,
+        ModelFacts,
+        NodeId,
+    )
 
 
 TELL_TRIP_S: Final = 0.1  # often enough to see a queue grow, seldom beside all other packets
-
-
-class Surroundings(Protocol):
-    """What the node's shell can be asked at any moment, without waiting."""
-
-    def counters(self, node: NodeId | None) -> LinkCounters:
-        """Return what has gone over the link to ``node``, or over all links."""
-
-    def links(self) -> Sequence[LinkFacts]:
-        """Return what has been measured of the links to other members."""
-
-    def clock_ms(self) -> int:
-        """Return this device's clock, milliseconds since 1970: for people, never to decide by."""
-
-    def vocabulary(self) -> Vocabulary | None:
-        """Return the tokenizer of the model loaded here."""
 
 
 class MeshNode:
@@ -123,7 +96,6 @@ class MeshNode:
         self._outbox = Outbox()
         self._me = me.node
         self._surroundings = surroundings
-        self._open_mesh = open_mesh
         self._guests: set[NodeId] = set()
         self.membership = Membership(me, model, self._outbox)
         self.measurements = Measurements(me.node, self._outbox, surroundings.links)
@@ -136,6 +108,10 @@ class MeshNode:
             self._token_took,
         )
         self.gateway = Gateway(self._answer, self._hand_over)
+        self._reports = Reports(
+            *(self.membership, self.planning, self.measurements),
+            *(surroundings, open_mesh),
+        )
         self._now = 0.0  # of the event that is being handled, for replies within it
         self._least_trip = LeastOfLate()
         self._told_trip_at = 0.0
@@ -249,67 +225,7 @@ class MeshNode:
 
     def status(self, request: int = 0) -> StatusReply:
         """Return how the mesh stands, as this node sees it."""
-        plan = self.planning.active
-        members = tuple(self._member_status(plan, each) for each in self.membership.records())
-        facts = self.planning.facts()
-        return StatusReply(
-            request,
-            self._me,
-            plan is not None and not self.planning.trouble,
-            plan_number(plan.epoch) if plan else 0,
-            (facts,) if facts else (),
-            plan.context if plan else 0,
-            members,
-            self.planning.trouble,
-            self._open_mesh,
-            plan.kv_kind if plan else KV_F16,
-            self.planning.split,
-        )
-
-    def _facts(self, request: int) -> FactsReply:
-        """Return all that this node would make a plan of."""
-        facts = self.planning.facts()
-        wanted = self.planning.requirements(facts) if facts else None
-        return FactsReply(
-            request,
-            (facts,) if facts else (),
-            wanted.context if wanted else 0,
-            wanted.sessions_max if wanted else 0,
-            self.planning.split,
-            tuple(self.planning.devices()),
-            tuple(self.measurements.links()),
-            wanted.kv_kind if wanted else KV_F16,
-        )
-
-    def _meter(self, request: int) -> MeterReply:
-        """Return what this node has counted since it started."""
-        meter = self.measurements.meter
-        links = tuple(
-            LinkMeter(link, self._surroundings.counters(link.peer))
-            for link in self._surroundings.links()
-        )
-        return MeterReply(
-            request,
-            self._me,
-            self.membership.me.release,
-            self._surroundings.clock_ms(),
-            *(meter.epoch, meter.steps, meter.stage_ns, meter.heads, meter.head_ns),
-            links,
-        )
-
-    def _member_status(self, plan: Plan | None, record: MemberRecord) -> MemberStatus:
-        stage = plan.stage_of(record.node) if plan else None
-        counters = self._surroundings.counters(None if record.node == self._me else record.node)
-        if plan is None or stage is None:
-            return MemberStatus(record, Span(0, 0), False, counters)
-        span, wire = plan.stages[stage].span, plan.wire_from(stage)
-        peer = plan.stages[(stage + 1) % len(plan.stages)].node
-        facts = self.planning.active_facts
-        assert facts is not None
-        return MemberStatus(
-            *(record, span, stage == 0, counters, wire, self.planning.predicted(record.node)),
-            self.measurements.stage_times(plan, record.node, peer, row_bytes(facts)),
-        )
+        return self._reports.status(request)
 
     def _connected(self, identity: Identity) -> None:
         if identity.guest:
@@ -346,9 +262,9 @@ class MeshNode:
             case StatusQuery():
                 self._outbox.send(node, self.status(message.request))
             case FactsQuery():
-                self._outbox.send(node, self._facts(message.request))
+                self._outbox.send(node, self._reports.facts(message.request))
             case MeterQuery():
-                self._outbox.send(node, self._meter(message.request))
+                self._outbox.send(node, self._reports.meter(message.request))
             case InviteQuery() | Forget():
                 self._outbox.put(Administer(node, message))
             case _:
