@@ -16,6 +16,7 @@ VERBS = (
     "join",
     "ask",
     "chat",
+    "sessions",
     "status",
     "invite",
     "devices",

@@ -12,12 +12,11 @@ from edgellama.cli.answering import checked_system
 from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.values import ASSISTANT, SYSTEM, USER, Turn
 from edgellama.wire.messages import (
-    HISTORY_CHARACTERS_MAX,
     PROMPT_BYTES_MAX,
-    TURNS_MAX,
     Finished,
     Notice,
     Piece,
+    bounded_history,
 )
 
 if TYPE_CHECKING:
@@ -113,8 +112,8 @@ class Dialogue:
         self._screen.write("\n")
         answer = "".join(said)
         if answer or self._end is not None:
-            self._history += [Turn(USER, text), Turn(ASSISTANT, answer)]
-            self._bound()
+            said_now = (Turn(USER, text), Turn(ASSISTANT, answer))
+            self._history = list(bounded_history([*self._history, *said_now]))
         self._say_how_it_ended()
 
     def _heed(self, piece: Piece) -> None:
@@ -142,14 +141,6 @@ class Dialogue:
                     else "the context is full"
                 )
             )
-
-    def _bound(self) -> None:
-        """Forget the first exchanges of a conversation that no message could carry."""
-        while (
-            len(self._history) > TURNS_MAX
-            or sum(len(turn.content) for turn in self._history) > HISTORY_CHARACTERS_MAX
-        ):
-            del self._history[:2]
 
     def _obey(self, text: str) -> bool:
         name, _, words = text.partition(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +13,7 @@ from rich.text import Text
 from edgellama.plan.sizes import format_size
 from edgellama.values import KV_F16, RAM, WIRE_Q8
 from edgellama.wire.messages import ALIVE, MemberStatus, StatusReply
+from edgellama.wire.session_messages import OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from edgellama.plan.report import PlanReport
     from edgellama.plan.speed import Prediction
     from edgellama.values import Span
+    from edgellama.wire.messages import Summary
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
@@ -115,6 +118,22 @@ def models_table(models: Sequence[tuple[PulledModel, str, str]]) -> Table:
     table = _table(None, "name", ">size", "type", "family")
     for model, kind, family in models:
         table.add_row(Text(model.name), format_size(model.size_bytes), Text(kind), Text(family))
+    return table
+
+
+def sessions_table(sessions: Sequence[Summary]) -> Table:
+    """Return the table of kept conversations."""
+    table = _table(None, "session", ">questions", "last answer", "model", "asked")
+    for each in sessions:
+        ended = "cut off" if each.state == OPEN else "complete"
+        asked = datetime.fromtimestamp(each.asked_ms / 1000).astimezone()
+        table.add_row(
+            Text(each.name),
+            str(each.question),
+            f"{ended} after {each.tokens} tokens",
+            Text(each.model_name),
+            f"{asked:%Y-%m-%d %H:%M}",
+        )
     return table
 
 

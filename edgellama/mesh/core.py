@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from edgellama_kernels import HiddenRows
 
@@ -24,7 +24,6 @@ from edgellama.mesh.effects import (
     ScoreJob,
     StageJob,
     ToAsker,
-    TokenCame,
     TokenizeJob,
 )
 from edgellama.mesh.gateway import Gateway
@@ -33,8 +32,9 @@ from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning
 from edgellama.mesh.reports import Reports
+from edgellama.mesh.session_keeping import SessionKeeping
 from edgellama.mesh.stage_role import StageRole
-from edgellama.mesh.transfer_pace import DecodeDelay, LeastOfLate
+from edgellama.mesh.token_trips import TokenTrips
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.measurement_messages import (
     FactsQuery,
@@ -43,12 +43,15 @@ from edgellama.wire.measurement_messages import (
 )
 from edgellama.wire.messages import (
     Ask,
+    AskInSession,
     Cancel,
     CloseSession,
     Failure,
     Finished,
+    ForgetSession,
     Gossip,
     Heartbeat,
+    KeepSession,
     MemberRecord,
     Message,
     Notice,
@@ -56,6 +59,9 @@ from edgellama.wire.messages import (
     Piece,
     PlanAnnouncement,
     SessionClosed,
+    SessionForgotten,
+    SessionQuery,
+    SessionReply,
     StageFailed,
     StageReady,
     StatusQuery,
@@ -67,18 +73,17 @@ from edgellama.wire.messages import (
     TokenTook,
     decode,
 )
-from edgellama.wire.weight_messages import TRIP_US_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from edgellama.mesh.surroundings import Surroundings
     from edgellama.values import (
         DeviceSpeed,
         ModelFacts,
         NodeId,
     )
-
-
-TELL_TRIP_S: Final = 0.1  # often enough to see a queue grow, seldom beside all other packets
+    from edgellama.wire.messages import Conversation
 
 
 class MeshNode:
@@ -92,6 +97,7 @@ class MeshNode:
         surroundings: Surroundings,
         *,
         open_mesh: bool,
+        kept: Iterable[Conversation] = (),
     ) -> None:
         self._outbox = Outbox()
         self._me = me.node
@@ -105,16 +111,18 @@ class MeshNode:
         )
         self.home = Home(
             *(me.node, self._outbox, self.stage, self._home_replies, self.membership.name),
-            self._token_took,
+            lambda trip_s: self.trips.took(trip_s, self._now),
+        )
+        self.trips = TokenTrips(
+            self._outbox, self.membership.connected, lambda: self.planning.is_changing
         )
         self.gateway = Gateway(self._answer, self._hand_over)
         self._reports = Reports(
             *(self.membership, self.planning, self.measurements),
             *(surroundings, open_mesh),
         )
+        self.sessions = SessionKeeping(me.node, self._outbox, self.membership.connected, kept)
         self._now = 0.0  # of the event that is being handled, for replies within it
-        self._least_trip = LeastOfLate()
-        self._told_trip_at = 0.0
 
     def effects(self) -> list[Effect]:
         """Return what is to be done since the last call."""
@@ -139,7 +147,7 @@ class MeshNode:
         """Return when ``handle_timer`` wants to be called."""
         parts = (
             *(self.membership, self.measurements, self.planning),
-            *(self.home, self.stage, self.gateway),
+            *(self.home, self.stage, self.gateway, self.sessions),
         )
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
@@ -162,9 +170,11 @@ class MeshNode:
         self.gateway.handle_timer(now)
         self.home.handle_timer(now)
         self.stage.handle_timer(now)
+        self.sessions.handle_timer(now, self.gateway.requests)
 
     def leave(self, now: float) -> None:
         """Tell the others that this node goes."""
+        self.sessions.leave(now)
         self.membership.leave(now)
 
     def ask(self, ask: Ask, now: float) -> None:
@@ -243,7 +253,9 @@ class MeshNode:
         if node in self._guests:
             self._guests.discard(node)
             self.gateway.asker_gone(node, left=event.left, now=self._now)
+            self.sessions.asker_gone(node, left=event.left, now=self._now)
             return
+        self.sessions.member_gone(node, self._now)
         self.membership.peer_disconnected(node, event.left, self._now)
         self.home.gateway_gone(node, self._now)
 
@@ -257,8 +269,15 @@ class MeshNode:
         match message:
             case Ask():
                 self.gateway.ask(node, message, self.planning.trouble, self._now)
+            case AskInSession():
+                self.sessions.begin(node, message.conversation, self._now)
+                ask = message.conversation.ask
+                self.gateway.ask(node, ask, self.planning.trouble, self._now)
             case Cancel():
                 self.gateway.cancel(node, message.request)
+                self.sessions.stopped(node, message.request, self._now)
+            case SessionQuery() | ForgetSession():
+                self.sessions.guest_asks(node, message, self._now)
             case StatusQuery():
                 self._outbox.send(node, self.status(message.request))
             case FactsQuery():
@@ -276,10 +295,8 @@ class MeshNode:
                 self._receive_step(node, message)
             case OpenSession() | StepNeeded():
                 self.stage.receive(node, message)
-            case Heartbeat():
-                self.membership.receive_heartbeat(node, message)
-            case Gossip():
-                self.membership.receive_gossip(message, self._now)
+            case Heartbeat() | Gossip():
+                self.membership.receive(node, message, self._now)
             case Measured():
                 self.measurements.receive(node, message, self._now)
             case PlanAnnouncement() | StageReady() | StageFailed():
@@ -291,10 +308,17 @@ class MeshNode:
             case CloseSession():
                 self.stage.close(node, message, self._now)
             case TokenTook():
-                delay = DecodeDelay(message.trip_us / 1e6, message.least_us / 1e6)
-                self._outbox.put(TokenCame(delay))
+                self.trips.heard(message)
             case NewKey():
                 self._outbox.put(Administer(node, message))
+            case (
+                KeepSession()
+                | SessionQuery()
+                | ForgetSession()
+                | SessionReply()
+                | SessionForgotten()
+            ):
+                self.sessions.member_says(node, message, self._now)
             case _:
                 self._receive_as_home(node, message)
 
@@ -342,7 +366,7 @@ class MeshNode:
         facts = self.planning.active_facts
         assert plan is not None
         assert facts is not None
-        self._least_trip = LeastOfLate()
+        self.trips.follow()
         self.measurements.follow(plan, facts)
         self.stage.follow(plan, facts.width, self._now)
         self.home.follow(plan, self._surroundings.vocabulary(), self._now)
@@ -357,16 +381,6 @@ class MeshNode:
         else:
             self.stage.failed(job, str(error))
 
-    def _token_took(self, trip_s: float) -> None:
-        """Take note of a token's way round the ring; tell those who may be loading meanwhile."""
-        delay = DecodeDelay(trip_s, self._least_trip.take(trip_s, self._now))
-        self._outbox.put(TokenCame(delay))
-        if self.planning.is_changing and self._now >= self._told_trip_at + TELL_TRIP_S:
-            self._told_trip_at = self._now
-            told = TokenTook(*(min(round(each * 1e6), TRIP_US_MAX) for each in delay))
-            for node in self.membership.connected():
-                self._outbox.send(node, told)
-
     def _peer_reads_lz4(self, node: NodeId) -> bool:
         record = self.membership.record(node)
         return record is not None and record.reads_lz4
@@ -378,6 +392,7 @@ class MeshNode:
             self._outbox.send(gateway, message)
 
     def _answer(self, asker: NodeId, message: Piece | Finished | Failure | Notice) -> None:
+        self.sessions.said(message, self._now)
         if asker == self._me:
             self._outbox.put(ToAsker(message))
         else:

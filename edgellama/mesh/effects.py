@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgellama.mesh.transfer_pace import DecodeDelay
     from edgellama.values import Address, ModelFacts, NodeId, Plan, SamplingSettings, Span
     from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
-    from edgellama.wire.messages import Ask, Message
+    from edgellama.wire.messages import Ask, Conversation, Message
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ class TokenCame:
     """A token has gone round the ring; weights on their way shall not make the next one slower."""
 
     delay: DecodeDelay
+
+
+@dataclass(frozen=True)
+class StoreConversation:
+    """Bring the record of a session to the disk, in the place of an older one."""
+
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class RemoveConversation:
+    """Remove the record of a session from the disk, if there is one."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -225,6 +239,8 @@ Effect = (
     | ToAsker
     | Tell
     | TokenCame
+    | StoreConversation
+    | RemoveConversation
     | Administer
     | GiveUp
     | Run

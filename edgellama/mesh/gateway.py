@@ -152,6 +152,11 @@ class Gateway:
         return True
 
     @property
+    def requests(self) -> frozenset[int]:
+        """The requests that are not ended."""
+        return frozenset(self._requests)
+
+    @property
     def homes(self) -> set[NodeId]:
         """The homes that requests of this node wait for."""
         return {request.home for request in self._requests.values() if request.home}

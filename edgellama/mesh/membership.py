@@ -109,6 +109,13 @@ class Membership:
                 self._redial_at[node] = now + REDIAL_S
             self._merge([record._replace(state=LEFT if left else DEAD)], now)
 
+    def receive(self, node: NodeId, message: Heartbeat | Gossip, now: float) -> None:
+        """Take what another member says of itself and of others."""
+        if isinstance(message, Gossip):
+            self.receive_gossip(message, now)
+        else:
+            self.receive_heartbeat(node, message)
+
     def receive_heartbeat(self, node: NodeId, heartbeat: Heartbeat) -> None:
         """Answer with all that is known where the other's view differs."""
         if heartbeat.view_digest != self._digest():

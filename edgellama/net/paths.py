@@ -83,6 +83,11 @@ class StatePaths:
         return self.state / "mesh.key"
 
     @property
+    def sessions(self) -> Path:
+        """Conversations that a person has given a name."""
+        return self.state / "sessions"
+
+    @property
     def run_file(self) -> Path:
         """Where the node that runs on this device can be asked."""
         return self.state / "run.json"

@@ -21,10 +21,12 @@ from edgellama.mesh.effects import (
     ToAsker,
 )
 from edgellama.node.engine import Engine
+from edgellama.node.session_shelf import Nowhere
 from edgellama.values import KV_F16, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
     Ask,
+    Conversation,
     Failure,
     Finished,
     MemberRecord,
@@ -49,7 +51,7 @@ SESSIONS_MAX: Final = 1
 AnswerMessage = Piece | Finished | Notice
 
 
-class Alone:
+class Alone(Nowhere):
     """A node without links: what the mesh decides is carried out at once, in this thread.
 
     ``ram_bytes`` is what it may take; ``context`` 0 leaves it to the model. Kernels that come into
@@ -87,7 +89,9 @@ class Alone:
             self.close()
             raise
 
-    def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
+    def answer(
+        self, ask: Ask, stop: Event | None = None, session: Conversation | None = None
+    ) -> Iterator[AnswerMessage]:
         """Yield the messages of an answer; it ends early when ``stop`` is set.
 
         Raises what computing raises, and what is wrong with the question.

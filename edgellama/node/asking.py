@@ -18,20 +18,29 @@ from edgellama.node.alone import Alone, AnswerMessage
 from edgellama.node.guest import GatewayLostError, Guest
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.loading import SpanLoader, own_model_facts
+from edgellama.node.session_shelf import Elsewhere
 from edgellama.values import KV_F16, Address
 from edgellama.wire.measurement_messages import FactsQuery, FactsReply
 from edgellama.wire.messages import (
     Ask,
+    AskInSession,
     Cancel,
+    Conversation,
     Failure,
     Finished,
+    ForgetSession,
     Message,
     Notice,
     Piece,
+    SessionForgotten,
+    SessionQuery,
+    SessionReply,
     StatusQuery,
     StatusReply,
+    Summary,
     with_turns_kept,
 )
+from edgellama.wire.session_messages import grown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +55,7 @@ if TYPE_CHECKING:
 STATUS_WAIT_S: Final = 5.0
 GATEWAY_LOST: Final = "the device that was asked is lost; looking for another one"
 
-Reply = TypeVar("Reply", StatusReply, FactsReply)
+Reply = TypeVar("Reply", StatusReply, FactsReply, SessionReply, SessionForgotten)
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,16 @@ class LocalSettings:
     kv_kind: str = KV_F16
 
 
-class Asker(Protocol):
+class Asker(Elsewhere, Protocol):
     """What answers one question after another."""
 
-    def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
+    def answer(
+        self, ask: Ask, stop: Event | None = None, session: Conversation | None = None
+    ) -> Iterator[AnswerMessage]:
         """Yield the messages of an answer; it ends early when ``stop`` is set.
 
-        Raises what is wrong with the question, or with whoever answers.
+        Tokens that ``ask`` knows are not told again. What is asked in a ``session`` is kept by
+        the mesh, too. Raises what is wrong with the question, or with whoever answers.
         """
 
     def status(self) -> StatusReply:
@@ -79,19 +91,25 @@ class MeshAsker:
         self._guest = guest
         self._members: list[Address] = []  # who else can be asked, should it be needed
 
-    def answer(self, ask: Ask, stop: Event | None = None) -> Iterator[AnswerMessage]:
+    def answer(
+        self, ask: Ask, stop: Event | None = None, session: Conversation | None = None
+    ) -> Iterator[AnswerMessage]:
         """Yield an answer in its order; see ``Asker``."""
         order = AnswerOrder(ask.tokens)
+        text = session.text if session else ""
         is_over = False
         try:
             while not is_over and self._reach(stop):
-                self._guest.send(replace(ask, tokens=tuple(order.tokens)))
+                ask = replace(ask, tokens=tuple(order.tokens))
+                asked = AskInSession(grown(session, ask, text)) if session else ask
+                self._guest.send(asked)
                 self._guest.send(StatusQuery(secrets.randbits(64)))
                 try:
                     for message in self._said(ask.request, order, stop):
                         is_over = isinstance(message, Finished)
                         if isinstance(message, Piece):
                             ask = with_turns_kept(ask, message.turns_kept)
+                            text += message.text
                         yield message
                 except GatewayLostError:
                     order = AnswerOrder(order.tokens)
@@ -111,7 +129,24 @@ class MeshAsker:
         """Return all that the mesh makes plans of; raises NoMeshError when no member says."""
         return self._reply(FactsQuery(secrets.randbits(64)), FactsReply)
 
-    def _reply(self, query: StatusQuery | FactsQuery, kind: type[Reply]) -> Reply:
+    def session(self, name: str) -> Conversation | None:
+        """Return the newest record of a session that a member has."""
+        reply = self._reply(SessionQuery(secrets.randbits(64), name), SessionReply)
+        return next((each for each in reply.found if each.name == name), None)
+
+    def sessions(self) -> tuple[Summary, ...]:
+        """Return what the members know of sessions."""
+        return self._reply(SessionQuery(secrets.randbits(64), ""), SessionReply).known
+
+    def forget_session(self, name: str) -> int:
+        """Have the members remove a session; return how many did."""
+        message = ForgetSession(secrets.randbits(64), name)
+        return len(self._reply(message, SessionForgotten).nodes)
+
+    def _reply(
+        self, query: StatusQuery | FactsQuery | SessionQuery | ForgetSession, kind: type[Reply]
+    ) -> Reply:
+        """Return what a member replies; raises NoMeshError when none does."""
         while self._reach():
             self._guest.send(query)
             try:

@@ -26,8 +26,10 @@ from edgellama.mesh.effects import (
     Job,
     JobResult,
     LoadPlan,
+    RemoveConversation,
     Run,
     Send,
+    StoreConversation,
     Tell,
     TokenCame,
 )
@@ -36,6 +38,7 @@ from edgellama.net.interfaces import interfaces_for_discovery
 from edgellama.net.mesh_key import MeshKeyFile
 from edgellama.net.packed import PackedCache
 from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
+from edgellama.net.session_files import SessionFiles
 from edgellama.net.store import Store
 from edgellama.net.supply import WeightSource
 from edgellama.net.throttle import Throttle
@@ -48,6 +51,7 @@ from edgellama.node.key_requests import KeyRequests
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.node.measuring import link_facts
+from edgellama.node.session_thread import SessionThread
 from edgellama.values import Address, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.activations import lz4_available
 from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
@@ -147,25 +151,16 @@ class Member:
             admit=self._admit,
             throttle=self._throttle,
         )
-        node = paths.node_id()
-        incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
-        self.address = Address(
-            self.addresses[0] if self.addresses else "", self._socket.address.port
-        )
-        me = MemberRecord(
-            *(node, incarnation, 1, ALIVE, settings.name, self.address.host),
-            *(self._socket.address.port, self._server.port, settings.ram_bytes, settings.context),
-            *(kernels.now.name, kernel_digest, facts.root if facts else "", lz4_available()),
-            edgellama.__version__,
-            kv_kind=settings.kv_kind,
-            wire=settings.wire,
-            split=settings.split,
-        )
+        host = self.addresses[0] if self.addresses else ""
+        self.address = Address(host, self._socket.address.port)
+        me = self._own_record(facts, kernel_digest)
         self._endpoint = Endpoint(
-            *(Identity(node, incarnation), settings.mesh_key),
+            *(Identity(me.node, me.incarnation), settings.mesh_key),
             *(self._socket.window_packets, secrets.token_bytes),
         )
-        self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=not settings.mesh_key)
+        self._sessions = SessionThread(SessionFiles(paths.sessions), tell)
+        kept, open_mesh = self._sessions.kept(), not settings.mesh_key
+        self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=open_mesh, kept=kept)
         self.core.stage.row_codec = kernels.now.row_codec
         self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
         self._key_requests = KeyRequests(self._keys, self._endpoint, self.core, self.invite)
@@ -176,6 +171,20 @@ class Member:
         self._tried_root = ""  # the model whose layers have shown their speed here
         self._compute.try_speed(self._speed_tried)
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
+
+    def _own_record(self, facts: ModelFacts | None, kernel_digest: str) -> MemberRecord:
+        """Return what this device says of itself in this life."""
+        settings, kernels, paths = self._settings, self._kernels.now, self._paths
+        incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
+        return MemberRecord(
+            *(paths.node_id(), incarnation, 1, ALIVE, settings.name, *self.address),
+            *(self._server.port, settings.ram_bytes, settings.context),
+            *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
+            edgellama.__version__,
+            kv_kind=settings.kv_kind,
+            wire=settings.wire,
+            split=settings.split,
+        )
 
     def _offered(self, progress: Progress) -> ModelFacts | None:
         """Return the facts of the model whose file the person named, if any."""
@@ -194,6 +203,7 @@ class Member:
         self.core.membership.seed([*self._settings.peers, *known])
         self._link_thread.start()
         self._loads.start()
+        self._sessions.start()
         self._paths.write_run_file(
             Address(self._settings.listen or "127.0.0.1", self._socket.address.port)
         )
@@ -222,6 +232,7 @@ class Member:
         self._driver.stop()
         self._link_thread.join(STOP_WAIT_S)
         self._loads.join(STOP_WAIT_S)
+        self._sessions.stop(STOP_WAIT_S)
         self._compute.stop(STOP_WAIT_S)
         if self._discovery is not None:
             self._discovery.close()
@@ -308,6 +319,8 @@ class Member:
                 self._compute.drop_before(effect.epoch)
             case TokenCame():
                 self._throttle.token_came(effect.delay)
+            case StoreConversation() | RemoveConversation():
+                self._sessions.carry_out(effect)
             case Tell():
                 self._tell(effect.text)
             case Administer():

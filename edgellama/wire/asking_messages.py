@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EdgellamaError, WireError
 from edgellama.values import (
@@ -29,6 +29,9 @@ from edgellama.wire.schema import (
     Unsigned,
 )
 from edgellama.wire.step_messages import COUNTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TOKENS_MAX: Final = 1 << 17
 PROMPT_BYTES_MAX: Final = 4 << 20
@@ -173,10 +176,29 @@ ASKING_MESSAGES: Final[dict[int, Kind]] = {
 }
 
 
+class NestedAsk(Record):
+    """A question within another message: its prompt first, so that the rest can grow."""
+
+    def __init__(self) -> None:
+        *names, prompt = (field.name for field in fields(Ask))
+        self._names = (prompt, *names)
+        self._shapes = (Text(PROMPT_BYTES_MAX), *ASKING_MESSAGES[12].header)
+        self._build = lambda prompt, *rest: Ask(*(*rest, prompt))
+
+
 def with_turns_kept(ask: Ask, count: int) -> Ask:
     """Return the question with the last ``count`` of its turns."""
     first = max(0, len(ask.history) - count)
     return replace(ask, history=ask.history[first:]) if first else ask
+
+
+def bounded_history(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the turns without the first exchanges of what no question could carry."""
+    first, characters = 0, sum(len(turn.content) for turn in turns)
+    while len(turns) - first > TURNS_MAX or characters > HISTORY_CHARACTERS_MAX:
+        characters -= sum(len(turn.content) for turn in turns[first : first + 2])
+        first += 2
+    return tuple(turns[first:])
 
 
 def check_ask(ask: Ask) -> None:

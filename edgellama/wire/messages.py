@@ -30,6 +30,7 @@ from edgellama.wire.asking_messages import (
     Finished,
     Notice,
     Piece,
+    bounded_history,
     check_ask,
     with_turns_kept,
 )
@@ -59,6 +60,19 @@ from edgellama.wire.membership_messages import (
     StageFailed,
     StageReady,
     check_announcement,
+)
+from edgellama.wire.session_messages import (
+    SESSION_MESSAGES,
+    AskInSession,
+    Conversation,
+    ForgetSession,
+    KeepSession,
+    SessionForgotten,
+    SessionMessage,
+    SessionQuery,
+    SessionReply,
+    Summary,
+    check_conversations,
 )
 from edgellama.wire.status_messages import (
     STATUS_MESSAGES,
@@ -103,12 +117,16 @@ __all__ = [
     "TURNS_MAX",
     "VERSION_PAST",
     "Ask",
+    "AskInSession",
     "Cancel",
     "CloseSession",
+    "Conversation",
     "Failure",
     "Finished",
+    "ForgetSession",
     "Gossip",
     "Heartbeat",
+    "KeepSession",
     "MemberRecord",
     "MemberStatus",
     "Message",
@@ -117,6 +135,9 @@ __all__ = [
     "Piece",
     "PlanAnnouncement",
     "SessionClosed",
+    "SessionForgotten",
+    "SessionQuery",
+    "SessionReply",
     "StageFailed",
     "StageReady",
     "StatusQuery",
@@ -125,7 +146,9 @@ __all__ = [
     "StepFailed",
     "StepNeeded",
     "StepStale",
+    "Summary",
     "TokenTook",
+    "bounded_history",
     "decode",
     "encode",
     "with_turns_kept",
@@ -139,6 +162,7 @@ Message = (
     | StatusMessage
     | StepMessage
     | WeightMessage
+    | SessionMessage
 )
 
 _HEADER_LENGTH: Final = struct.Struct("<I")
@@ -151,6 +175,7 @@ _KINDS: Final = {
     **KEY_MESSAGES,
     **WEIGHT_MESSAGES,
     **MEASUREMENT_MESSAGES,
+    **SESSION_MESSAGES,
 }
 _NUMBERS: Final = {kind.build: number for number, kind in _KINDS.items()}
 
@@ -194,6 +219,10 @@ def decode(data: bytes) -> Message:
         check_ask(message)
     elif isinstance(message, PlanAnnouncement):
         check_announcement(message)
+    elif isinstance(message, AskInSession | KeepSession):
+        check_conversations((message.conversation,))
+    elif isinstance(message, SessionReply):
+        check_conversations(message.found)
     return message
 
 

@@ -224,6 +224,10 @@ class Mesh:
         """Ask on a host, be it a member or a guest."""
         return host.run("ask", *self.towards(), *options, prompt, stdin=stdin)
 
+    def resume(self, host: Host, session: str) -> Any:
+        """Resume the last answer of a session on a host; return the whole of it."""
+        return host.run("ask", *self.towards(), "--resume", session, "--json").json
+
     def status(self, host: Host) -> Outcome:
         """Run ``status --json`` on a host."""
         return host.run("status", "--json", *self.towards())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from mesh_building import MODEL, A, B, C, NothingMeasured, record, sent
 
 from edgellama.link.endpoint import Connected, Identity, MessageReceived
-from edgellama.mesh.core import TELL_TRIP_S, MeshNode
+from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import Effect, LoadPlan, TokenCame
 from edgellama.mesh.planning import SETTLE_S
+from edgellama.mesh.token_trips import TELL_S
 from edgellama.mesh.transfer_pace import DecodeDelay
 from edgellama.testing.fake_model import FakeTokenizer, ram_bytes
 from edgellama.values import Address, LinkCounters, NodeId
@@ -51,8 +52,7 @@ class Desk:
 
     def token_took(self, seconds: float) -> list[Effect]:
         self.now += seconds
-        self.core._now = self.now
-        self.core._token_took(seconds)
+        self.core.trips.took(seconds, self.now)
         return self.core.effects()
 
 
@@ -70,8 +70,8 @@ def test_while_a_plan_is_loaded_every_member_is_told_now_and_then() -> None:
     assert desk.core.planning.is_changing
     told = sent(desk.token_took(0.25))
     assert told == [(node, wire.TokenTook(250_000, 250_000)) for node in (B, C)]
-    assert not sent(desk.token_took(TELL_TRIP_S / 2))
-    assert sent(desk.token_took(TELL_TRIP_S / 2))
+    assert not sent(desk.token_took(TELL_S / 2))
+    assert sent(desk.token_took(TELL_S / 2))
     assert sent(desk.token_took(1e9))[0][1] == wire.TokenTook(*[(1 << 32) - 1] * 2)
 
 

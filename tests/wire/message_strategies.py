@@ -133,6 +133,21 @@ def steps(draw: st.DrawFn) -> wire.Step:
     )
 
 
+asks = st.builds(
+    wire.Ask,
+    *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
+    *(st.lists(turns, max_size=3).map(tuple), st.just(0), u16, u16, texts(50)),
+)
+session_names = st.text("aä9 -/.", min_size=1, max_size=64).map(str.strip).filter(bool)
+states = st.sampled_from(["open", "stop", "length"])
+identities = st.binary(min_size=16, max_size=16).map(bytes.hex)
+conversations = st.builds(
+    wire.Conversation,
+    *(session_names, identities, u32, u64, st.one_of(st.just(""), roots), texts(128)),
+    *(st.sampled_from(["", *KV_KINDS]), states, texts(100), asks),
+)
+summaries = st.builds(wire.Summary, session_names, identities, u32, u64, texts(128), states, u32)
+
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.Heartbeat: st.builds(
         wire.Heartbeat, st.binary(min_size=8, max_size=8).map(bytes.hex), u64, u64
@@ -152,11 +167,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.StepFailed: st.builds(wire.StepFailed, u64, u64, texts(500)),
     wire.CloseSession: st.builds(wire.CloseSession, u64, u64),
     wire.SessionClosed: st.builds(wire.SessionClosed, u64, u64, counters),
-    wire.Ask: st.builds(
-        wire.Ask,
-        *(u64, sampling, u32, st.booleans(), st.booleans(), tokens, texts(50), u32),
-        *(st.lists(turns, max_size=3).map(tuple), st.just(0), u16, u16, texts(50)),
-    ),
+    wire.Ask: asks,
     wire.Piece: st.builds(wire.Piece, u64, u32, tokens, texts(100), u32, st.booleans()),
     wire.Finished: st.builds(
         wire.Finished,
@@ -186,5 +197,18 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     keys.Forgotten: st.builds(keys.Forgotten, u64, st.lists(nodes, max_size=3).map(tuple)),
     keys.NewKey: st.builds(keys.NewKey, roots, nodes),
     wire.TokenTook: st.builds(wire.TokenTook, u32, u32),
+    wire.AskInSession: st.builds(wire.AskInSession, conversations),
+    wire.KeepSession: st.builds(wire.KeepSession, conversations),
+    wire.SessionQuery: st.builds(wire.SessionQuery, u64, texts(64)),
+    wire.SessionReply: st.builds(
+        wire.SessionReply,
+        u64,
+        st.lists(conversations, max_size=1).map(tuple),
+        st.lists(summaries, max_size=3).map(tuple),
+    ),
+    wire.ForgetSession: st.builds(wire.ForgetSession, u64, texts(64)),
+    wire.SessionForgotten: st.builds(
+        wire.SessionForgotten, u64, st.lists(nodes, max_size=3).map(tuple)
+    ),
 }
 ANY_MESSAGE = st.one_of(*KINDS.values())
