@@ -177,8 +177,8 @@ class Member:
         settings, kernels, paths = self._settings, self._kernels.now, self._paths
         incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
         return MemberRecord(
-            *(paths.node_id(), incarnation, 1, ALIVE, settings.name, *self.address),
-            *(self._server.port, settings.ram_bytes, settings.context),
+            *(paths.node_id(), incarnation, 1, ALIVE, settings.name, self.address.host),
+            *(self.address.port, self._server.port, settings.ram_bytes, settings.context),
             *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
             kv_kind=settings.kv_kind,
