@@ -74,7 +74,8 @@ class SessionAsking:
         if found is None:
             raise MisuseError(f"no session {name} is known; edgellama sessions lists them")
         _check_same_tokens(found, self._asker.status())
-        ask, state = replace(found.ask, request=secrets.randbits(64)), found.state
+        ask = replace(found.ask, request=secrets.randbits(64), attempt=0)
+        state = found.state
         if tokens_max is not None and state in (OPEN, LENGTH):
             ask = replace(ask, tokens_max=tokens_max)
             state = OPEN if len(ask.tokens) < tokens_max else state

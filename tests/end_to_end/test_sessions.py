@@ -111,7 +111,7 @@ def test_a_conversation_goes_on_from_another_device(mesh: Mesh, model: Path, alo
         )
         text += "\n" + answer["text"]
     kept = [host for host in members if session_files(host)]
-    assert len(kept) == 2  # the member that was asked, and one more
+    assert len(kept) >= 2  # the members that were asked, and one more of each
     for host in (*kept, *guests):
         (path,) = session_files(host)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
