@@ -47,7 +47,7 @@ class Answering:
     peers: tuple[str, ...]
     choice: KeyChoice
     local: LocalSettings
-    wait_s: int
+    wait_s: int = 0
 
     def question(
         self, prompt: str, *, raw: bool = False, system: str = "", history: tuple[Turn, ...] = ()
