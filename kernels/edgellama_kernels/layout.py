@@ -22,7 +22,7 @@ numbers are little-endian.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,16 +89,6 @@ def packed_bytes(kind: WeightKind, rows: int, columns: int) -> int:
 def row_bytes(kind: WeightKind, columns: int) -> int:
     """Return the size of one row as GGUF stores it."""
     return columns // kind.block_size * kind.block_bytes
-
-
-class Term(NamedTuple):
-    """What rule 1 multiplies, for blocks b and rows r: ``integers`` [b, r, n] and the activations'.
-
-    ``scales``: float32 [b, r].
-    """
-
-    integers: NDArray[Any]
-    scales: NDArray[np.float32]
 
 
 class PackedMatrix:
@@ -206,8 +196,8 @@ class PackedMatrix:
             return widened(self.kind, self.elements[group, :, lane])
         weights = unpacked(self.kind, self.quants[group, :, :, lane]).astype(np.float32)
         weights = weights.reshape(len(ids), self.scales.shape[1], -1, HALF_COLUMNS)
-        scales = _float32(self.scales[group, :, lane])[..., None]
-        minimums = _float32(self.minimums[group, :, lane])[..., None]
+        scales = float32_of_halves(self.scales[group, :, lane])[..., None]
+        minimums = float32_of_halves(self.minimums[group, :, lane])[..., None]
         if self.factors.size:
             factors = factor_numbers(self.kind, self.factors[group, :, :, :, lane])
             of_scales, of_minimums = (f.reshape(*weights.shape[:3]) for f in factors)
@@ -219,34 +209,27 @@ class PackedMatrix:
             weights += minimums[..., None]
         return weights.reshape(len(ids), self.columns)
 
-    def block_terms(self, groups: slice) -> list[Term]:
-        """Return rule 1's terms of whole groups of rows of a quantised matrix.
 
-        The first is of 32 weights a block, factors included; where the kind has minimums, a second
-        one is of their factors for either half of the columns.
-        """
-        stored = self.quants[groups].transpose(1, 0, 3, 2, 4)
-        weights = unpacked(self.kind, stored).astype(np.int16)
-        weights = weights.reshape(len(weights), -1, 2, HALF_COLUMNS)
-        of_minimums = np.ones(weights.shape[:3], np.int32)
-        if self.factors.size:
-            pairs = self.factors[groups].transpose(1, 2, 0, 4, 3).reshape(of_minimums.shape)
-            of_scales, of_minimums = factor_numbers(self.kind, pairs)
-            weights *= of_scales.astype(np.int16)[..., None]
-        weights = weights.reshape(*weights.shape[:2], BLOCK_COLUMNS)
-        terms = [Term(weights, self._block_scales(self.scales[groups]))]
-        if self.minimums.size:
-            terms.append(Term(of_minimums, self._block_scales(self.minimums[groups])))
-        return terms
-
-    def _block_scales(self, halves: NDArray[np.uint16]) -> NDArray[np.float32]:
-        """Return fp16 [groups, GGUF blocks, 8] as float32 [blocks, rows]."""
-        scales = _float32(halves.transpose(1, 0, 2)).reshape(halves.shape[1], -1)
-        return scales.repeat(self.kind.block_size // BLOCK_COLUMNS, axis=0)
+def factor_pairs(
+    matrix: PackedMatrix, groups: slice
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the factors of scales and of minimums of some groups, [blocks, rows, 2 halves]."""
+    pairs = matrix.factors[groups].transpose(1, 2, 0, 4, 3)  # [GGUF blocks, 8, groups, 8 rows, 2]
+    blocks = pairs.shape[0] * pairs.shape[1]
+    return factor_numbers(matrix.kind, pairs.reshape(blocks, -1, 2))
 
 
-def _float32(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(halves).view(np.float16).astype(np.float32)
+def float32_of_halves(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return fp16 bits as float32, exactly: NumPy's own conversion is several times as slow."""
+    wide = halves.astype(np.uint32)
+    magnitude = (wide & np.uint32(0x7FFF)) << np.uint32(13)
+    numbers: NDArray[np.float32] = magnitude.view(np.float32) * np.float32(2.0**112)
+    bits = numbers.view(np.uint32)
+    not_finite = magnitude >= np.uint32(0x7C00 << 13)
+    if not_finite.any():
+        bits[not_finite] = magnitude[not_finite] | np.uint32(0x7F800000)
+    bits |= (wide & np.uint32(0x8000)) << np.uint32(16)
+    return numbers
 
 
 def widened(kind: WeightKind, elements: NDArray[Any]) -> NDArray[np.float32]:
@@ -254,7 +237,7 @@ def widened(kind: WeightKind, elements: NDArray[Any]) -> NDArray[np.float32]:
     if kind is WeightKind.F32:
         return np.asarray(elements, np.float32)
     if kind is WeightKind.F16:
-        return _float32(elements)
+        return float32_of_halves(elements)
     return (elements.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 

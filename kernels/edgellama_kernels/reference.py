@@ -15,6 +15,7 @@ import numpy as np
 
 from edgellama_kernels import row_codec
 from edgellama_kernels.checked import CheckedKernels, square_root
+from edgellama_kernels.exact_dots import BlockDots
 from edgellama_kernels.interface import (
     GROUP_POSITIONS,
     LANE_POSITIONS,
@@ -159,17 +160,14 @@ class ReferenceKernels(CheckedKernels):
         The integers of a block stay below 2^24, so float32 BLAS is exact in any order.
         """
         count, tokens, _ = blocks.quants.shape
-        x = np.ascontiguousarray(blocks.quants.transpose(0, 2, 1)).astype(np.float32)
-        first, whole = blocks.sums[..., 0], blocks.sums[..., 1]
-        halves = np.stack([first, whole - first], axis=1).astype(np.float32)
+        dots = BlockDots(matrix, blocks)
         y = np.empty((tokens, matrix.rows), np.float32)
         for groups, rows in _row_tiles(matrix, count * max(tokens, BLOCK_COLUMNS)):
-            terms = zip(matrix.block_terms(groups), (x, halves), strict=False)
             with np.errstate(all="ignore"):  # a damaged file's scales may be infinite
                 products = []
-                for (integers, scales), activations in terms:
-                    product = np.matmul(integers.astype(np.float32), activations)
-                    product *= scales[:, :, None] * blocks.scales[:, None, :]
+                for integers, scales in dots.terms(groups):
+                    product = scales[:, :, None] * blocks.scales[:, None, :]
+                    product *= integers
                     products.append(product)
                 accumulated = _added_upwards(*products)
             y[:, rows] = accumulated.T[:, : rows.stop - rows.start]
