@@ -91,9 +91,9 @@ class BlockDots:
             axis = BLOCK_COLUMNS
         step = axis // self._halves
         cuts = [slice(first, first + step) for first in range(0, axis, step)]
-        tokens = self._sums[0].shape[2]
+        rows, tokens = count * GROUP_ROWS, self._sums[0].shape[2]
         return [
-            np.matmul(weights[..., cut], self._x[:, cut]).reshape(blocks, -1, tokens)
+            np.matmul(weights[..., cut], self._x[:, cut]).reshape(blocks, rows, tokens)
             for cut in cuts
         ]
 
@@ -158,4 +158,4 @@ def _spread(quants: NDArray[np.int8]) -> Float32:
     )
     for row in range(GROUP_ROWS):
         spread[:, :, row, :, row] = upright
-    return spread.reshape(blocks, -1, GROUP_ROWS * tokens)
+    return spread.reshape(blocks, GROUP_ROWS * BLOCK_COLUMNS, GROUP_ROWS * tokens)
