@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgellama.wire.schema import Kind, Shape
 
 _LEAVES: Final[tuple[Any, ...]] = (
-    *(0, 1, 0.5, True, "", "a", "10.0.0.1"),
+    *(0, 1, 0.5, True, None, [], "", "a", "10.0.0.1"),
     *(bytes(range(count)) for count in (8, 16, 32)),
 )
 _MANY_MAX: Final = 3
