@@ -79,24 +79,33 @@ class DeviceKernels:
         cores = self._cores
         return load(backend, cores.threads, equal_cores=cores.equal, cpus=cores.cpus)
 
-    def watch(self, ready: Callable[[Kernels], None]) -> None:
-        """Have ``ready`` called, on another thread, with better kernels when there are any."""
-        if self._is_coming:
-            thread = threading.Thread(
-                target=self._watch, args=(ready,), name="edgellama-kernels", daemon=True
-            )
-            thread.start()
+    def watch(
+        self, ready: Callable[[Kernels], None], none_come: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have ``ready`` called with better kernels when there are any, else ``none_come``.
 
-    def _watch(self, ready: Callable[[Kernels], None]) -> None:
+        Better kernels come on another thread; where none are on their way it is said at once.
+        """
+        if not self._is_coming:
+            none_come()
+            return
+        thread = threading.Thread(
+            target=self._watch, args=(ready, none_come), name="edgellama-kernels", daemon=True
+        )
+        thread.start()
+
+    def _watch(self, ready: Callable[[Kernels], None], none_come: Callable[[], None]) -> None:
         assert self._compiler is not None
         if not self._compiler.wait():
             if not self._compiler.is_stopped:
                 self._tell(f"kernels cannot be compiled here, NumPy goes on (see {self._report})")
+                none_come()
             return
         try:
             kernels = self._load("numba")
         except BackendUnavailable as error:
             self._tell(str(error))
+            none_come()
             return
         self._tell("the kernels are compiled")
         ready(kernels)

@@ -169,7 +169,6 @@ class Member:
         )
         self._speed: DeviceSpeed | None = None  # as the last trial has shown it
         self._tried_root = ""  # the model whose layers have shown their speed here
-        self._compute.try_speed(self._speed_tried)
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
 
     def _own_record(self, facts: ModelFacts | None, kernel_digest: str) -> MemberRecord:
@@ -198,7 +197,10 @@ class Member:
 
     def start(self) -> None:
         """Begin to find others and to serve."""
-        self._kernels.watch(self._better_kernels)
+        # Kernels that will be replaced in a moment need no trial: plans would be made by it.
+        self._kernels.watch(
+            self._better_kernels, lambda: self._compute.try_speed(self._speed_tried)
+        )
         known = [peer.address for peer in self._peers.all()]
         self.core.membership.seed([*self._settings.peers, *known])
         self._link_thread.start()
