@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgellama.cli.options import as_json, backend, kv, model_file, note
+from edgellama.cli.options import as_json, backend, key, kv, model_file, note, peers
+from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
     from edgellama.node.benchmark import BenchRow
@@ -34,7 +35,22 @@ class Counts(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(name="bench", short_help="Measure how fast a model runs here.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", required=False)
+@click.option("--mesh", is_flag=True, help="Measure the running mesh instead of a model here.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(2, 4096),
+    default=64,
+    help="With --mesh: of each answer. Default: 64.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1, 16),
+    default=1,
+    help="With --mesh: answers at the same time. Default: 1.",
+)
+@peers
+@key
 @click.option(
     "--threads",
     type=Counts(),
@@ -51,19 +67,36 @@ class Counts(click.ParamType[tuple[int, ...]]):
 @backend
 @as_json
 def command(
-    model: str,
+    model: str | None,
+    mesh: bool,
+    tokens: int,
+    sessions: int,
+    peers: tuple[str, ...],
+    key: str | None,
     threads: tuple[int, ...] | None,
     stages: int,
     kv_kind: str | None,
     backend: str,
     as_json: bool,
 ) -> None:
-    """Print the speed of the GGUF file MODEL on this device: prompts and answers.
+    """Print the speed of the GGUF file MODEL on this device, or with --mesh of the mesh.
 
     pp128 and pp512 read a prompt, tg64 writes an answer, as in llama.cpp's llama-bench. Writing
     reads every weight once a token, so its speed is compared with how fast the same number of
     threads can read the same memory, measured in between. Medians of five.
+
+    --mesh asks the mesh for answers and every stage for what they took: tokens a second, the
+    computing of each stage, round trip, loss and bytes a token of each link, and what is slow.
     """
+    if mesh:
+        from edgellama.cli.bench_mesh import bench_mesh
+
+        if model is not None:
+            raise MisuseError("--mesh measures the mesh's model: leave MODEL out")
+        bench_mesh(peers, key, sessions, tokens, as_json=as_json)
+        return
+    if model is None:
+        raise MisuseError("name a GGUF file, or measure the running mesh with --mesh")
     from edgellama.cli.progress import progress_bar
     from edgellama.net.facts import threads_default
     from edgellama.net.paths import StatePaths

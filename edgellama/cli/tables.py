@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgellama.net.model_store import PulledModel
     from edgellama.node.benchmark import BenchRow
+    from edgellama.node.mesh_benchmark import MeshBench
     from edgellama.node.quantizing import Choice
     from edgellama.plan.report import PlanReport
     from edgellama.plan.speed import Prediction
@@ -111,6 +112,36 @@ def bench_table(title: str, rows: Sequence[BenchRow]) -> Table:
         speed = f"{row.tokens_per_second:.1f}", f"{row.giga_operations_per_second:.0f}"
         table.add_row(row.test, str(row.threads), *speed, *cells)
     return table
+
+
+def mesh_bench_table(bench: MeshBench) -> RenderableType:
+    """Return what a mesh has done: a row a stage with its link to the next, and what is slow."""
+    computes = _table(None, "stage", "layers", ">computes")
+    links = _table(None, "link", ">round trip", ">rate", ">loss", ">a token", ">hop")
+    for row in bench.stages:
+        computes.add_row(Text(row.name), layers_text(row.layers), _known(row.compute_ms, "ms"))
+        if row.next_name is not None:
+            sent = "-" if row.bytes_per_token is None else format_size(round(row.bytes_per_token))
+            links.add_row(
+                Text(f"{row.name} to {row.next_name}"),
+                *(_known(row.round_trip_ms, "ms"), _known(row.megabits_per_second, "Mbit/s")),
+                *("-" if row.loss is None else f"{100 * row.loss:.1f} %", sent),
+                _known(row.hop_ms, "ms"),
+            )
+    answers = "one answer" if bench.sessions == 1 else f"{bench.sessions} answers at once"
+    rate = f"{answers}: {bench.tokens_per_second:.1f} tokens/s"
+    rest = f"{bench.rest_ms:.1f} ms of them neither computing nor on the way"
+    lines = [
+        f"{bench.model}, epoch {bench.epoch}, {rate}",
+        f"a token of one answer: {bench.token_ms:.1f} ms, {rest}",
+    ]
+    tables = [computes, Text(""), links] if len(bench.stages) > 1 else [computes]
+    last = Text(f"\nwhat holds it back is {bench.held_back_by}")
+    return Group(*map(Text, lines), Text(""), *tables, last)
+
+
+def _known(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.1f} {unit}"
 
 
 def models_table(models: Sequence[tuple[PulledModel, str, str]]) -> Table:
