@@ -38,9 +38,9 @@ class ModelFacts:
     """What a planner and a person need to know of a model; every node derives the same.
 
     ``layer_bytes[l]`` counts layer ``l``'s weights in packed form, ``home_bytes`` the embedding,
-    the output norm and the head (tied ones once). ``kv_bytes_per_token`` is one layer's keys and
-    values for one position as f16, ``kv_q8_bytes_per_token`` as q8; ``scratch_bytes`` a stage's
-    working memory at its largest step.
+    the output norm and the head (tied ones once), and the tokenizer. ``kv_bytes_per_token`` is
+    one layer's keys and values for one position as f16, ``kv_q8_bytes_per_token`` as q8;
+    ``scratch_bytes`` a stage's working memory at its largest step.
     """
 
     root: str  # hexadecimal root hash of the manifest: the model's identity

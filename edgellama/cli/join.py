@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @open_mesh
 @threads
 @click.option("--context", type=click.IntRange(16), help="Positions of KV cache for an answer.")
+@click.option("--sessions", type=click.IntRange(1, 64), help="Answers made at the same time.")
 @kv
 @wire
 @split
@@ -62,6 +63,7 @@ def command(
     open_mesh: bool,
     threads: int | None,
     context: int | None,
+    sessions: int | None,
     kv_kind: str | None,
     wire: str | None,
     split: str | None,
@@ -102,6 +104,7 @@ def command(
         kv_kind=kv_kind or "",
         wire=wire or "",
         split=wanted_split,
+        sessions=sessions or 0,
     )
     from edgellama.cli.view import open_view
 

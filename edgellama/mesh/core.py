@@ -301,7 +301,7 @@ class MeshNode:
                 self.measurements.receive(node, message, self._now)
             case PlanAnnouncement() | StageReady() | StageFailed():
                 self._receive_on_plan(node, message)
-            case Piece() | Finished() | Failure():
+            case Piece() | Finished() | Failure() | Notice():
                 if not self.gateway.home_says(node, message) and isinstance(message, Piece):
                     # The cancellation came before the request, or was lost with a connection.
                     self._outbox.send(node, Cancel(message.request))
@@ -385,7 +385,7 @@ class MeshNode:
         record = self.membership.record(node)
         return record is not None and record.reads_lz4
 
-    def _home_replies(self, gateway: NodeId, message: Piece | Finished | Failure) -> None:
+    def _home_replies(self, gateway: NodeId, message: Piece | Finished | Failure | Notice) -> None:
         if gateway == self._me:
             self.gateway.home_says(self._me, message)
         else:

@@ -128,7 +128,7 @@ class Gateway:
             if request.home == home:
                 self._submit(request)
 
-    def home_says(self, node: NodeId, message: Piece | Finished | Failure) -> bool:
+    def home_says(self, node: NodeId, message: Piece | Finished | Failure | Notice) -> bool:
         """Pass on what a home has made, each token once; return whether anybody wants it.
 
         A home that slept may finish an answer still, as its tokens are those of any home; but that
@@ -140,6 +140,10 @@ class Gateway:
         if isinstance(message, Failure):
             if node == request.home:
                 self._end(request, message)
+            return True
+        if isinstance(message, Notice):
+            if node == request.home:
+                self._answer(request.asker, message)
             return True
         if isinstance(message, Piece):
             # The next home shall leave out the same turns, whatever its context.

@@ -29,6 +29,7 @@ from edgellama.wire.messages import (
     CloseSession,
     Failure,
     Finished,
+    Notice,
     OpenSession,
     Piece,
     SessionClosed,
@@ -59,7 +60,7 @@ class Home:
         me: NodeId,
         outbox: Outbox,
         stage: StageRole,
-        reply: Callable[[NodeId, Piece | Finished | Failure], None],
+        reply: Callable[[NodeId, Piece | Finished | Failure | Notice], None],
         name: Callable[[NodeId], str],
         token_took: Callable[[float], None],
     ) -> None:
@@ -304,6 +305,7 @@ class Home:
                 continue
             if running >= plan.sessions_max:
                 self._make_room(now)
+                self._tell_to_wait(plan)
                 return
             if session.ask.scored_from and session.known > plan.context:
                 text = f"{session.known} tokens do not fit this mesh's context of {plan.context}"
@@ -319,6 +321,18 @@ class Home:
                 self._remembered.keep(plan.sessions_max - running)
                 self._open(session, plan)
                 self._feed(session, now)
+
+    def _tell_to_wait(self, plan: Plan) -> None:
+        """Say to those who wait for a KV slot what they wait for, once."""
+        queued = [each for each in self._sessions.values() if each.state == QUEUED]
+        for place, session in enumerate(queued, start=1):
+            if not session.has_been_told_to_wait:
+                session.has_been_told_to_wait = True
+                text = (
+                    f"as many answers are being made as there is memory for ({plan.sessions_max}); "
+                    f"yours is number {place} to wait"
+                )
+                self._reply(session.gateway, Notice(session.ask.request, text))
 
     def _make_room(self, now: float) -> None:
         """End an answer that nobody asks for at the moment: others wait for its KV slot."""

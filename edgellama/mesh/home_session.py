@@ -56,6 +56,7 @@ class Session:
     keeps: bool = True  # what was computed is kept when it ends
     resumed_at: int = 0  # what came before this position an earlier epoch has computed
     returned: dict[int, int] = field(default_factory=dict)  # position -> count, chunks under way
+    has_been_told_to_wait: bool = False
     started_at: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from edgellama.mesh.effects import Dial, Outbox, Tell
+from edgellama.plan.sizes import format_size
 from edgellama.values import Address, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
@@ -132,6 +133,15 @@ class Membership:
     def set_backend(self, backend: str, now: float) -> None:
         """Tell every member that this node now computes with other kernels."""
         self._put(self.me._replace(backend=backend, version=self.me.version + 1), now)
+        self._tell_all()
+
+    def set_offer(self, ram_bytes: int, now: float) -> None:
+        """Tell every member that this node now offers more memory, or less."""
+        before = self.me.ram_bytes
+        self._put(self.me._replace(ram_bytes=ram_bytes, version=self.me.version + 1), now)
+        self._outbox.put(
+            Tell(f"{self.me.name} offers {format_size(ram_bytes)} now, not {format_size(before)}")
+        )
         self._tell_all()
 
     def leave(self, now: float) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.plan.choice import Choice, choose
-from edgellama.plan.ram import Requirements, Unplaceable
+from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
 from edgellama.plan.wires import wires_of
 from edgellama.values import (
     KV_F16,
@@ -131,6 +131,15 @@ class Planning:
     def is_changing(self) -> bool:
         """Whether a greater plan than the one in force here is being loaded somewhere."""
         return self._greatest is not None and self._greatest != self._active
+
+    def held_bytes(self) -> int:
+        """Return what this node holds of the model by the plan in force."""
+        plan, facts = self._active, self._active_facts
+        stage = plan.stage_of(self._me) if plan else None
+        if plan is None or facts is None or stage is None:
+            return 0
+        requirements = Requirements(plan.context, plan.sessions_max, plan.kv_kind)
+        return stage_bytes(facts, plan.stages[stage].span, stage == 0, requirements)
 
     def could_be_home(self) -> bool:
         """Return whether this node is home under the plan in force or the next one."""
@@ -299,7 +308,11 @@ class Planning:
         split = self._wanted_split()
         choice = self._choice(facts, requirements, split)
         if isinstance(choice, Unplaceable):
-            self._set_trouble(choice.reason)
+            if self._is_serving(facts):
+                # What was placed is placed: less memory than was offered is no reason to stop.
+                self._outbox.put(Tell(f"memory has become scarce, the plan stays: {choice.reason}"))
+            else:
+                self._set_trouble(choice.reason)
             return
         self._trouble = ""
         plan = Plan(
@@ -353,7 +366,9 @@ class Planning:
         asked = [record.context for record in self._membership.living() if record.context]
         context = min([*asked, facts.context_max]) if asked else facts.context_max
         context = context if asked else min(context, CONTEXT_DEFAULT)
-        return Requirements(context, self._sessions_max, self._kv_kind(facts))
+        wanted = [record.sessions for record in self._membership.living() if record.sessions]
+        sessions_max = min(wanted, default=self._sessions_max)
+        return Requirements(context, sessions_max, self._kv_kind(facts))
 
     def _kv_kind(self, facts: ModelFacts) -> str:
         """Return how keys and values are kept: as in the plan so far, else as the eldest asks.
@@ -375,6 +390,13 @@ class Planning:
         return (greatest.stages, greatest.context, greatest.model_root, greatest.wires) == (
             *(plan.stages, plan.context, plan.model_root, plan.wires),
         )
+
+    def _is_serving(self, facts: ModelFacts) -> bool:
+        """Return whether the plan in force is of this model, and all its stages do their part."""
+        plan = self._active
+        if plan is None or plan != self._greatest or self._has_failed:
+            return False
+        return plan.model_root == facts.root and self._is_whole(plan, self._lives)
 
     def _is_whole(self, plan: Plan, lives: dict[NodeId, int]) -> bool:
         """Return whether every stage lives, and in the life that the plan was made for."""

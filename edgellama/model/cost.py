@@ -26,6 +26,9 @@ PRODUCT_BYTES = 16
 # Weights, order and ids of the whole vocabulary while a token is drawn.
 SAMPLER_TOKEN_BYTES = 80
 BLOCK_COLUMNS = 32
+# The tokenizer at home: a token's piece and its place in tables, and 2.2 merges of two pieces as
+# byte-level vocabularies have them. Measured: 500 bytes; of SentencePiece's kind 290.
+VOCABULARY_TOKEN_BYTES = 512
 
 
 def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
@@ -42,7 +45,7 @@ def model_facts(gguf: GgufFile, root: str, name: str) -> ModelFacts:
         width=config.width,
         context_max=config.context_max,
         layer_bytes=tuple(layer_bytes(gguf, config, layer) for layer in range(config.layers)),
-        home_bytes=home_bytes(gguf, config),
+        home_bytes=home_bytes(gguf, config) + VOCABULARY_TOKEN_BYTES * config.vocabulary,
         kv_bytes_per_token=cache_bytes_per_token(config, CacheKind.F16),
         scratch_bytes=scratch_bytes(config),
         kv_q8_bytes_per_token=cache_bytes_per_token(config, CacheKind.Q8),

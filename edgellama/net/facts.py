@@ -16,6 +16,8 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from edgellama.net.memory import OwnMemory
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
@@ -82,13 +84,22 @@ def default_offer_bytes(memory: Memory, android: bool, overhead_bytes: int) -> i
     return max(0, offer - overhead_bytes)
 
 
-def ram_offer_bytes(overhead_bytes: int) -> int:
-    """Return what this machine offers to the model now when the person does not say."""
-    return default_offer_bytes(machine_memory(), is_android(), overhead_bytes)
+NOTHING: Final = OwnMemory(0, 0)
 
 
-def machine_memory() -> Memory:
-    """Return this machine's memory, within the limits of the process's control groups."""
+def ram_offer_bytes(overhead_bytes: int, held: OwnMemory = NOTHING) -> int:
+    """Return what this machine offers to the model now when the person does not say.
+
+    ``held`` is what this process holds of the model already: it is offered again.
+    """
+    return default_offer_bytes(machine_memory(held), is_android(), overhead_bytes)
+
+
+def machine_memory(held: OwnMemory = NOTHING) -> Memory:
+    """Return this machine's memory, within the limits of the process's control groups.
+
+    What this process holds counts as available.
+    """
     if sys.platform == "win32":
         memory = _windows_memory()
     elif sys.platform == "darwin":
@@ -96,7 +107,10 @@ def machine_memory() -> Memory:
     else:
         memory = parse_meminfo(_text_of(Path("/proc/meminfo")))
         if memory is not None:
-            memory = within_cgroups(memory, Path("/"))
+            # The kernel counts files that are mapped as available, but not what was made.
+            total, available = memory
+            memory = Memory(total, min(total, available + held.anonymous_bytes))
+            memory = within_cgroups(memory, Path("/"), held)
     return memory or Memory(MEMORY_UNKNOWN_BYTES, MEMORY_UNKNOWN_BYTES)
 
 
@@ -143,11 +157,13 @@ class CgroupFiles(NamedTuple):
     limit: str
     usage: str
     reclaimable: str  # a line of memory.stat
+    in_use: str  # likewise: pages of files that somebody reads, and that could be read again
 
 
-CGROUP_V2: Final = CgroupFiles("memory.max", "memory.current", "inactive_file")
+CGROUP_V2: Final = CgroupFiles("memory.max", "memory.current", "inactive_file", "active_file")
 CGROUP_V1: Final = CgroupFiles(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "total_active_file",
 )
 
 
@@ -188,10 +204,11 @@ def parse_cgroup_mounts(text: str) -> dict[CgroupFiles, CgroupMount]:
     return mounts
 
 
-def within_cgroups(memory: Memory, system: Path) -> Memory:
+def within_cgroups(memory: Memory, system: Path, held: OwnMemory = NOTHING) -> Memory:
     """Return ``memory`` cut to the room in the process's memory groups and all their parents.
 
-    ``system`` is where the system's files are: ``/``, or a copy of them in tests.
+    ``system`` is where the system's files are: ``/``, or a copy of them in tests. What the process
+    holds counts as room.
     """
     paths = parse_cgroup_paths(_text_of(system / "proc/self/cgroup"))
     mounts = parse_cgroup_mounts(_text_of(system / "proc/self/mountinfo"))
@@ -202,9 +219,11 @@ def within_cgroups(memory: Memory, system: Path) -> Memory:
             if limit is None or limit >= CGROUP_UNLIMITED_BYTES:
                 continue
             usage = _number_in(system / folder / files.usage) or 0
-            usage -= min(usage, _reclaimable_bytes(system / folder, files))
+            stat = system / folder / "memory.stat"
+            usage -= _stat_bytes(stat, files.reclaimable) + held.anonymous_bytes
+            usage -= min(held.mapped_bytes, _stat_bytes(stat, files.in_use))
             total_bytes = min(total_bytes, limit)
-            available_bytes = min(available_bytes, max(0, limit - usage))
+            available_bytes = min(available_bytes, max(0, limit - max(0, usage)))
     return Memory(total_bytes, available_bytes)
 
 
@@ -222,10 +241,10 @@ def _group_folders(path: PurePosixPath, mount: CgroupMount) -> Iterator[PurePosi
         folder = folder.parent
 
 
-def _reclaimable_bytes(folder: Path, files: CgroupFiles) -> int:
-    for line in _text_of(folder / "memory.stat").splitlines():
+def _stat_bytes(stat: Path, wanted: str) -> int:
+    for line in _text_of(stat).splitlines():
         key, _, value = line.partition(" ")
-        if key == files.reclaimable and value.isdecimal():
+        if key == wanted and value.isdecimal():
             return int(value)
     return 0
 

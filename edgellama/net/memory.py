@@ -1,4 +1,4 @@
-"""Memory that the system may have back while a node serves."""
+"""Memory of this very process: what it holds, and what the system may have back meanwhile."""
 
 from __future__ import annotations
 
@@ -6,10 +6,40 @@ import ctypes
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ \d+\s*(.*)")
 _MADV_DONTNEED: Final = 4  # Linux, every architecture that Python runs on
+
+
+class OwnMemory(NamedTuple):
+    """Resident bytes of a process: made by it, and mapped from files."""
+
+    anonymous_bytes: int
+    mapped_bytes: int
+
+    def grown_since(self, before: OwnMemory) -> OwnMemory:
+        """Return what has come since; what went counts as nothing."""
+        return OwnMemory(*(max(0, now - then) for now, then in zip(self, before, strict=True)))
+
+
+def parse_own_memory(text: str) -> OwnMemory | None:
+    """Return what Linux's ``/proc/self/status`` tells, None when it does not."""
+    values = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        number, _, unit = rest.strip().partition(" ")
+        if key in {"RssAnon", "RssFile"} and number.isdecimal() and unit == "kB":
+            values[key] = int(number) * 1024
+    return OwnMemory(values["RssAnon"], values["RssFile"]) if len(values) == 2 else None
+
+
+def own_memory() -> OwnMemory | None:
+    """Return what this process holds, None where the system does not say."""
+    try:
+        return parse_own_memory(Path("/proc/self/status").read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def release_code_of(library: str) -> int:

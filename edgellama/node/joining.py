@@ -6,10 +6,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from edgellama.net.facts import clean_name, device_name, ram_offer_bytes
+from edgellama.net.facts import clean_name, device_name
 from edgellama.net.paths import StatePaths
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.member import JoinSettings, Member
+from edgellama.node.memory_offer import MemoryOffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ class JoinOptions:
     kv_kind: str  # empty: as the mesh does
     wire: str  # empty: as the other end of each link asks
     split: str = ""  # empty: as the mesh does
+    sessions: int = 0  # 0: as the mesh does
 
 
 class Audience(Protocol):
@@ -60,15 +62,12 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
     with ExitStack() as stack:
         stack.callback(paths.lock().release)
         kernels = DeviceKernels(options.backend, options.threads, paths, audience.tell)
-        ram_bytes = options.ram_bytes
-        if ram_bytes is None:
-            ram_bytes = ram_offer_bytes(kernels.overhead_bytes)
         settings = JoinSettings(
             options.mesh_key,
             options.key_is_kept,
             options.model,
             (clean_name(options.name) if options.name else "") or device_name(),
-            ram_bytes,
+            MemoryOffer(options.ram_bytes, kernels.overhead_bytes),
             options.port,
             options.listen,
             options.peers,
@@ -77,6 +76,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             kv_kind=options.kv_kind,
             wire=options.wire,
             split=options.split,
+            sessions=options.sessions,
         )
         member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:

@@ -51,6 +51,7 @@ from edgellama.node.key_requests import KeyRequests
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.node.measuring import link_facts
+from edgellama.node.memory_offer import CHECK_S
 from edgellama.node.session_thread import SessionThread
 from edgellama.values import Address, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.activations import lz4_available
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from edgellama.net.paths import StatePaths
     from edgellama.net.record_stream import RecordStream
     from edgellama.node.kernels import DeviceKernels
+    from edgellama.node.memory_offer import MemoryOffer
     from edgellama.values import DeviceSpeed
 
 SESSIONS_MAX: Final = 2
@@ -80,7 +82,7 @@ class JoinSettings:
     key_is_kept: bool
     model: Path | None
     name: str
-    ram_bytes: int
+    offer: MemoryOffer
     port: int | None
     listen: str | None
     peers: tuple[Address, ...]
@@ -89,6 +91,7 @@ class JoinSettings:
     kv_kind: str = ""  # empty: as the mesh does
     wire: str = ""  # empty: as the other end of each link asks
     split: str = ""  # empty: as the mesh does
+    sessions: int = 0  # 0: as the mesh does
 
 
 class _LinkHandler:
@@ -125,7 +128,7 @@ class Member:
         self._ended = threading.Event()
         self._tokenizer: Vocabulary | None = None
         self._sources: tuple[WeightSource, ...] = ()
-        self._sources_at = -1.0
+        self._sources_at = self._look_at_memory_at = -1.0
         self._peers = RememberedPeers(paths.peers)
 
         self._store = Store(paths.store)
@@ -177,12 +180,13 @@ class Member:
         incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
         return MemberRecord(
             *(paths.node_id(), incarnation, 1, ALIVE, settings.name, self.address.host),
-            *(self.address.port, self._server.port, settings.ram_bytes, settings.context),
+            *(self.address.port, self._server.port, settings.offer.told_bytes, settings.context),
             *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
             kv_kind=settings.kv_kind,
             wire=settings.wire,
             split=settings.split,
+            sessions=settings.sessions,
         )
 
     def _offered(self, progress: Progress) -> ModelFacts | None:
@@ -294,6 +298,10 @@ class Member:
 
     def timer(self, now: float) -> None:
         """Do what is due; on the I/O thread."""
+        if now >= self._look_at_memory_at:
+            self._look_at_memory_at = now + CHECK_S
+            held_bytes = self.core.planning.held_bytes()
+            self._offer_again(self._settings.offer.shrunk_below(held_bytes), now)
         self.core.handle_timer(now)
         self._carry_out(now)
 
@@ -301,9 +309,15 @@ class Member:
         while effects := self.core.effects():
             for effect in effects:
                 self._do(effect, now)
-        if self._sources_at != self.core.membership.changed_at:
-            self._sources_at = self.core.membership.changed_at
-            self._sources = self._weight_sources()
+            if self._sources_at != self.core.membership.changed_at:
+                self._sources_at = self.core.membership.changed_at
+                self._sources = self._weight_sources()
+                # A plan may follow: it shall be made of what there is now.
+                self._offer_again(self._settings.offer.changed(), now)
+
+    def _offer_again(self, ram_bytes: int | None, now: float) -> None:
+        if ram_bytes is not None:
+            self.core.membership.set_offer(ram_bytes, now)
 
     def _do(self, effect: Effect, now: float) -> None:
         match effect:

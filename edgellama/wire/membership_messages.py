@@ -56,6 +56,7 @@ class MemberRecord(NamedTuple):
     ``context`` is the context it asks for, 0 when it leaves that to others; ``split`` what the
     layers shall be split by, or empty; ``kv_kind`` how keys and values shall be kept, or empty;
     ``wire`` how its links shall carry hidden states, or empty where others may say so.
+    ``sessions`` is how many answers at once it asks to have room for, 0 when others may say so.
     """
 
     node: NodeId
@@ -76,6 +77,7 @@ class MemberRecord(NamedTuple):
     split: str = ""
     kv_kind: str = ""
     wire: str = ""
+    sessions: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ MEMBER: Final = Record(
     *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
     *(Choice("", *SPLITS), Choice("", *KV_KINDS), Choice("", *WIRES)),
+    Whole(0, PLAN_SESSIONS_MAX),
 )
 MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),

@@ -279,3 +279,15 @@ def test_no_turn_may_be_left() -> None:
     desk.given()
     desk.gateway.follow(plan_of(B, A, epoch=6))
     assert desk.given() == [(B, ask_of(tokens=(100,)))]
+
+
+def test_what_home_says_of_waiting_is_passed_on() -> None:
+    desk = desk_with_plan()
+    desk.gateway.ask(ASKER, ask_of(), "", 0.0)
+    desk.said()
+    notice = Notice(7, "yours is number 1 to wait")
+    assert desk.gateway.home_says(A, notice)
+    assert desk.said() == [(ASKER, notice)]
+    assert desk.gateway.home_says(C, notice)  # of a home that is none any more
+    assert desk.said() == []
+    assert not desk.gateway.home_says(A, Notice(8, "of a request that nobody has"))

@@ -33,6 +33,7 @@ from edgellama.wire.messages import (
     CloseSession,
     Failure,
     Finished,
+    Notice,
     Piece,
     SessionClosed,
     StepFailed,
@@ -157,6 +158,8 @@ def test_a_slot_is_free_only_when_every_stage_has_said_so() -> None:
     desk = Desk(plan_of(A, B, sessions_max=1))
     desk.begin(ask_of(request=1, tokens_max=1))
     desk.begin(ask_of(request=2), prompt=(4, 5, 6))
+    waiting = "as many answers are being made as there is memory for (1); yours is number 1 to wait"
+    assert desk.messages() == [Notice(2, waiting)]
     desk.token(desk.come_round(0, 3), END_TOKEN)
     assert desk.home.next_timer() == desk.now + CLOSE_WAIT_S
     desk.home.handle_timer(desk.now + CLOSE_WAIT_S - 0.01)

@@ -338,6 +338,18 @@ def test_the_least_context_that_is_asked_for(records: list[MemberRecord], contex
     assert context <= min(CONTEXT_DEFAULT, MODEL.facts.context_max)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sessions"), [((0, 0), 2), ((1, 0), 1), ((0, 4), 4), ((5, 3), 3)]
+)
+def test_the_least_sessions_that_are_asked_for(asked: tuple[int, int], sessions: int) -> None:
+    room = ram_bytes(40)
+    desk = Desk(
+        offering(A, ram_bytes=room, sessions=asked[0]), record(B, sessions=asked[1], ram_bytes=room)
+    )
+    (load,) = of_kind(desk.effects(), LoadPlan)
+    assert load.plan.sessions_max == sessions
+
+
 def test_trouble_is_told_once_and_ends() -> None:
     desk = Desk(record(A))
     no_model = "no device here offers a model yet; join one with --model FILE"

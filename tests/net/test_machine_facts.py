@@ -31,6 +31,7 @@ from edgellama.net.facts import (
     parse_meminfo,
     within_cgroups,
 )
+from edgellama.net.memory import OwnMemory
 
 GIB = 1 << 30
 MEMINFO = """\
@@ -179,6 +180,29 @@ def test_version_1_with_its_own_names(tmp_path: Path) -> None:
         },
     )
     assert within_cgroups(HOST, system) == Memory(GIB, GIB - 600)
+
+
+def test_what_the_process_holds_itself_counts_as_room(tmp_path: Path) -> None:
+    """What it made, and what it maps as far as that counts as in use."""
+    folder = "sys/fs/cgroup/memory"
+    system = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:memory:/a\n",
+            "proc/self/mountinfo": V1_MOUNT,
+            f"{folder}/a/memory.limit_in_bytes": f"{GIB}\n",
+            f"{folder}/a/memory.usage_in_bytes": "1000000\n",
+            f"{folder}/a/memory.stat": "total_inactive_file 400\ntotal_active_file 5000\n",
+        },
+    )
+    for held, used in [
+        (OwnMemory(0, 0), 999_600),
+        (OwnMemory(90_000, 0), 909_600),
+        (OwnMemory(90_000, 3000), 906_600),
+        (OwnMemory(0, 70_000), 994_600),
+        (OwnMemory(2_000_000, 0), 0),
+    ]:
+        assert within_cgroups(HOST, system, held) == Memory(GIB, GIB - used)
 
 
 def test_a_container_sees_its_group_at_the_top_of_the_mount(tmp_path: Path) -> None:

@@ -9,7 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from edgellama.net.memory import release_code_of
+from edgellama.net.memory import OwnMemory, own_memory, parse_own_memory, release_code_of
+
+
+def test_what_a_process_holds() -> None:
+    text = "Name:\tpython\nVmRSS:\t    90 kB\nRssAnon:\t      50 kB\nRssFile:\t      40 kB\n"
+    assert parse_own_memory(text) == OwnMemory(50 << 10, 40 << 10)
+    assert OwnMemory(5, 9).grown_since(OwnMemory(2, 10)) == OwnMemory(3, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "RssAnon: 5 kB\n", "RssAnon: 5\nRssFile: 5\n", "RssAnon: x kB\nRssFile: 5 kB\n"]
+)
+def test_what_tells_nothing(text: str) -> None:
+    assert parse_own_memory(text) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+def test_memory_that_was_made_is_seen() -> None:
+    before = own_memory()
+    made = bytearray(b"x") * (32 << 20)
+    after = own_memory()
+    assert before is not None
+    assert after is not None
+    assert after.grown_since(before).anonymous_bytes > 24 << 20
+    assert len(made) == 32 << 20
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps")

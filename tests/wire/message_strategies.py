@@ -66,6 +66,7 @@ members = st.builds(
     kv_kind=st.sampled_from(["", *KV_KINDS]),
     split=st.sampled_from(("", *SPLITS)),
     wire=st.sampled_from(("", *WIRES)),
+    sessions=st.integers(0, wire.PLAN_SESSIONS_MAX),
 )
 models = st.builds(
     ModelFacts,
