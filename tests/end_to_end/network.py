@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -233,4 +234,17 @@ def remove_groups(chosen: Callable[[str], bool]) -> None:
     controller = memory_controller()
     for folder in controller.glob(f"{PREFIX}*-memory") if controller else ():
         if chosen(folder.name):
+            _empty(folder)
             folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    """End what is left in a group, such as a compiler that outlived its device."""
+    for _ in range(100):
+        left = (folder / "cgroup.procs").read_text().split()
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
