@@ -26,7 +26,10 @@ E = TypeVar("E", bound=Effect)
 
 
 class NothingMeasured:
-    """What a node's shell says of measurements where a test is about something else."""
+    """What a node's shell says of its links where a test is about something else."""
+
+    def heard_at(self, node: NodeId) -> float | None:
+        return None
 
     def links(self) -> list[LinkFacts]:
         return []

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mesh_building import MODEL, A, record, sent
 
-from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Outbox
 from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
@@ -35,7 +34,7 @@ class Desk:
         self.planning = Planning(self.membership, self.measurements, 2, self.outbox)
         self.now = 0.0
         for other in others:
-            self.membership.peer_connected(Identity(other.node, other.incarnation))
+            self.membership.peer_connected(other.node)
         self.hear(*others)
         if settle:
             self.settle()

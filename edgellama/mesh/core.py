@@ -31,6 +31,7 @@ from edgellama.mesh.home import Home
 from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning
+from edgellama.mesh.reachability import Reachability
 from edgellama.mesh.reports import Reports
 from edgellama.mesh.session_keeping import SessionKeeping
 from edgellama.mesh.stage_role import StageRole
@@ -46,18 +47,22 @@ from edgellama.wire.messages import (
     AskInSession,
     Cancel,
     CloseSession,
+    Doubt,
     Failure,
     Finished,
     ForgetSession,
     Gossip,
+    Heard,
     Heartbeat,
     KeepSession,
     MemberRecord,
     Message,
     Notice,
+    NotRelayed,
     OpenSession,
     Piece,
     PlanAnnouncement,
+    Relayed,
     SessionClosed,
     SessionForgotten,
     SessionQuery,
@@ -99,11 +104,14 @@ class MeshNode:
         open_mesh: bool,
         kept: Iterable[Conversation] = (),
     ) -> None:
-        self._outbox = Outbox()
+        self._outbox = Outbox(me.node)
         self._me = me.node
         self._surroundings = surroundings
         self._guests: set[NodeId] = set()
         self.membership = Membership(me, model, self._outbox)
+        self.reach = Reachability(
+            *(me.node, self._outbox, self.membership, surroundings.heard_at, self),
+        )
         self.measurements = Measurements(me.node, self._outbox, surroundings.links)
         self.planning = Planning(self.membership, self.measurements, sessions_max, self._outbox)
         self.stage = StageRole(
@@ -122,6 +130,7 @@ class MeshNode:
             *(surroundings, open_mesh),
         )
         self.sessions = SessionKeeping(me.node, self._outbox, self.membership.connected, kept)
+        self._was_busy = False
         self._now = 0.0  # of the event that is being handled, for replies within it
 
     def effects(self) -> list[Effect]:
@@ -145,9 +154,11 @@ class MeshNode:
 
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called."""
+        if self._is_busy() != self._was_busy:
+            return self._now  # those who wait for each other begin at once to give signs of life
         parts = (
-            *(self.membership, self.measurements, self.planning),
-            *(self.home, self.stage, self.gateway, self.sessions),
+            *(self.membership, self.reach, self.measurements, self.planning),
+            *(self.home, self.stage, self.gateway),
         )
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
@@ -155,13 +166,12 @@ class MeshNode:
     def handle_timer(self, now: float) -> None:
         """Do what is due at ``now``."""
         self._now = now
+        self._was_busy = self._is_busy()
+        guests = self.gateway.askers & self._guests
+        self.reach.handle_timer(now, self._awaited(), guests, self._heartbeat)
         if self.membership.is_heartbeat_due(now):
-            active = self.planning.active
-            heartbeat = self.membership.heartbeat(
-                self.planning.epoch_seen, active.epoch if active else 0
-            )
             for node in self.membership.connected():
-                self._outbox.send(node, heartbeat)
+                self._outbox.send(node, self._heartbeat())
         self.membership.handle_timer(now)
         self.measurements.handle_timer(now, self.membership.connected())
         self.planning.handle_timer(now)
@@ -170,7 +180,21 @@ class MeshNode:
         self.gateway.handle_timer(now)
         self.home.handle_timer(now)
         self.stage.handle_timer(now)
-        self.sessions.handle_timer(now, self.gateway.requests)
+
+    def _heartbeat(self) -> Heartbeat:
+        active = self.planning.active
+        return self.membership.heartbeat(self.planning.epoch_seen, active.epoch if active else 0)
+
+    def _is_busy(self) -> bool:
+        parts = (self.stage.sessions_open, self.home.sessions_open, self.gateway.askers)
+        return any(parts)
+
+    def _awaited(self) -> set[NodeId]:
+        """Return the members that answers wait on: the ring around, homes, gateways, the leader."""
+        awaited = self.stage.neighbours | self.home.gateways | self.gateway.homes
+        if awaited:
+            awaited.add(self.planning.leader)
+        return awaited - {self._me}
 
     def leave(self, now: float) -> None:
         """Tell the others that this node goes."""
@@ -241,12 +265,28 @@ class MeshNode:
         if identity.guest:
             self._guests.add(identity.node)
             return
-        self.membership.peer_connected(identity)
-        self.measurements.peer_connected(identity.node)
-        self.planning.peer_connected(identity.node)
-        self.stage.peer_connected(identity.node)
-        self.home.stage_connected(identity.node)
-        self.gateway.home_connected(identity.node)
+        self.reach.link_up(identity, self._now)
+
+    def member_reached(self, node: NodeId) -> None:
+        """Say again to a member what may have been lost."""
+        self.measurements.peer_connected(node)
+        self.planning.peer_connected(node)
+        self.stage.peer_connected(node)
+        self.home.stage_connected(node)
+        self.gateway.home_connected(node)
+
+    def member_unreached(self, node: NodeId) -> None:
+        """Let the answers of a gateway that cannot be told wait for it, or for another one."""
+        self.home.gateway_gone(node, self._now)
+
+    def member_silent(self, node: NodeId) -> None:
+        """Tell those who wait for an answer on whom it waits."""
+        plan = self.planning.active
+        if plan is not None and plan.stage_of(node) is not None:
+            name = self.membership.name(node)
+            self.gateway.notice(
+                f"{name} is silent; the other devices are asked whether they hear it"
+            )
 
     def _disconnected(self, event: Disconnected) -> None:
         node = event.node
@@ -256,12 +296,18 @@ class MeshNode:
             self.sessions.asker_gone(node, left=event.left, now=self._now)
             return
         self.sessions.member_gone(node, self._now)
-        self.membership.peer_disconnected(node, event.left, self._now)
-        self.home.gateway_gone(node, self._now)
+        self.reach.link_down(node, self._now, left=event.left)
 
     def _receive(self, node: NodeId, message: Message) -> None:
         if node in self._guests:
             self._receive_from_guest(node, message)
+        elif isinstance(message, Relayed):
+            origin = self.reach.receive_relayed(node, message, self._now)
+            inner = decode(bytes(message.message)) if origin is not None else None
+            if origin is not None and inner is not None and not isinstance(inner, Relayed):
+                self._receive_from_member(origin, inner)
+        elif isinstance(message, Doubt | Heard | NotRelayed):
+            self.reach.receive(node, message, self._heartbeat, self._now)
         else:
             self._receive_from_member(node, message)
 

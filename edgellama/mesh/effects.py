@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgellama_kernels import HiddenRows
 
 from edgellama.link.endpoint import Priority
+from edgellama.wire.messages import Relayed, encode
 
 if TYPE_CHECKING:
     from edgellama.errors import EdgellamaError
@@ -32,6 +33,13 @@ class Dial:
     """Try to connect to a member at this address."""
 
     address: Address
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """End the link to a member that is not heard any more; what ``Disconnected`` says is done."""
+
+    node: NodeId
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,7 @@ class Run:
 Effect = (
     Send
     | Dial
+    | HangUp
     | LoadPlan
     | DropEpochsBefore
     | ToAsker
@@ -250,9 +259,14 @@ JobResult = PromptTokens | tuple[int, ...] | Likelihoods | HiddenRows | int | No
 
 
 class Outbox:
-    """The effects that the parts of one node want, in their order."""
+    """The effects that the parts of one node want, in their order.
 
-    def __init__(self) -> None:
+    ``routes`` holds, for each member that can only be reached by way of another, that other one.
+    """
+
+    def __init__(self, me: NodeId = "") -> None:
+        self.routes: dict[NodeId, NodeId] = {}
+        self._me = me
         self._effects: deque[Effect] = deque()
 
     def put(self, effect: Effect) -> None:
@@ -260,7 +274,10 @@ class Outbox:
         self._effects.append(effect)
 
     def send(self, node: NodeId, message: Message, priority: Priority = Priority.CONTROL) -> None:
-        """Add a message to a peer."""
+        """Add a message to a peer, by way of another member where there is no link to it."""
+        by = self.routes.get(node)
+        if by is not None:
+            node, message = by, Relayed(self._me, node, encode(message))
         self._effects.append(Send(node, message, priority))
 
     def drain(self) -> list[Effect]:

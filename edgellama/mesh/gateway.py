@@ -161,6 +161,11 @@ class Gateway:
         return frozenset(self._requests)
 
     @property
+    def askers(self) -> set[NodeId]:
+        """Whoever waits for an answer of this node."""
+        return {request.asker for request in self._requests.values()}
+
+    @property
     def homes(self) -> set[NodeId]:
         """The homes that requests of this node wait for."""
         return {request.home for request in self._requests.values() if request.home}

@@ -81,6 +81,11 @@ class Home:
         """How many sessions are running or waiting."""
         return len(self._sessions)
 
+    @property
+    def gateways(self) -> set[NodeId]:
+        """The gateways of the answers that are running or waiting."""
+        return {session.gateway for session in self._sessions.values()}
+
     def follow(self, plan: Plan, vocabulary: Vocabulary | None, now: float) -> None:
         """Begin a new epoch: start again what this node is still home to, forget the rest."""
         for session in list(self._sessions.values()):

@@ -2,8 +2,8 @@
 
 A member's record carries its incarnation (start time) and a version that only the member itself
 raises. Records merge by (incarnation, version, state), so the order in which gossip arrives does
-not matter. Whoever loses the connection to a member says that it is dead; a member that reads
-this of itself raises its version and so refutes it.
+not matter. Whoever does not hear a member any more, and knows nobody who does, says that it is
+dead; a member that reads this of itself raises its version and so refutes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from edgellama.plan.sizes import format_size
 from edgellama.values import Address, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
-    DEAD,
     LEFT,
     MEMBER_STATES,
     MEMBERS_MAX,
@@ -32,13 +31,12 @@ from edgellama.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from edgellama.link.endpoint import Identity
 
 HEARTBEAT_S: Final = 1.0
 REDIAL_S: Final = 2.0
 SEEDS_REDIAL_S: Final = 5.0  # above a dial's own time, so that dials do not pile up
 REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
-DIALS_BEFORE_DEAD: Final = 5  # whom nobody reaches is dead; whom others reach refutes it
+REDIAL_RELAYED_S: Final = 10.0  # a member that is reached by way of another
 
 
 def _rank(record: MemberRecord) -> tuple[int, int, int]:
@@ -53,12 +51,12 @@ class Membership:
         self._records = {me.node: me}
         self._models = {model.root: model} if model else {}
         self._outbox = outbox
-        self._connected: dict[NodeId, int] = {}  # members only: node -> incarnation
+        self._reached: set[NodeId] = set()  # members to which there is a link or a way
+        self._relayed: set[NodeId] = set()  # those to which there is only a way
         self._next_heartbeat = 0.0
         self._redial_at: dict[NodeId, float] = {}
         self._seeds: tuple[Address, ...] = ()
         self._seeds_at = 0.0
-        self._dials: dict[NodeId, int] = {}  # in vain, since anybody's connection was last lost
         self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
 
     @property
@@ -89,26 +87,32 @@ class Membership:
         return record.name if record else node[:8]
 
     def connected(self) -> list[NodeId]:
-        """Return the members that this node has a link to, in the order of their ids."""
-        return sorted(self._connected)
+        """Return the members that messages can be sent to, in the order of their ids."""
+        return sorted(self._reached)
 
-    def peer_connected(self, identity: Identity) -> None:
-        """Tell a member to which a link has come up all that is known."""
-        self._connected[identity.node] = identity.incarnation
-        self._redial_at.pop(identity.node, None)
-        self._dials.pop(identity.node, None)
+    def peer_connected(self, node: NodeId, *, relayed: bool = False) -> None:
+        """Tell a member that can be reached now all that is known."""
+        self._reached.add(node)
+        self._relayed.discard(node)
+        if relayed:
+            self._relayed.add(node)
+        else:
+            self._redial_at.pop(node, None)
         # Where this view calls the peer dead, the peer reads it here and refutes it.
-        self._outbox.send(identity.node, self._gossip())
+        self._outbox.send(node, self._gossip())
 
-    def peer_disconnected(self, node: NodeId, left: bool, now: float) -> None:
-        """Say that the member whose link is down has left, or is dead in this incarnation."""
-        incarnation = self._connected.pop(node, None)
-        self._dials.clear()  # whoever vouched for the others may be the one that is gone
+    def peer_disconnected(self, node: NodeId, now: float) -> None:
+        """Take note that a member cannot be reached; it is dialled at once."""
+        self._reached.discard(node)
+        self._relayed.discard(node)
+        if node in self._records:
+            self._redial_at[node] = now
+
+    def declare(self, node: NodeId, incarnation: int, state: str, now: float) -> None:
+        """Say that a member is dead, or has left, in this life of it."""
         record = self._records.get(node)
         if record and record.incarnation == incarnation and record.state == ALIVE:
-            if not left:
-                self._redial_at[node] = now + REDIAL_S
-            self._merge([record._replace(state=LEFT if left else DEAD)], now)
+            self._merge([record._replace(state=state)], now)
 
     def receive(self, node: NodeId, message: Heartbeat | Gossip, now: float) -> None:
         """Take what another member says of itself and of others."""
@@ -155,7 +159,7 @@ class Membership:
 
     def next_timer(self) -> float:
         """Return when ``handle_timer`` wants to be called."""
-        seeds = [self._seeds_at] if self._seeds and not self._connected else []
+        seeds = [self._seeds_at] if self._seeds and not self._reached else []
         return min([self._next_heartbeat, *self._redial_at.values(), *seeds])
 
     def handle_timer(self, now: float) -> None:
@@ -163,20 +167,25 @@ class Membership:
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_S
             self._plan_dials(now)
-        if self._seeds and not self._connected and now >= self._seeds_at:
+        if self._seeds and not self._reached and now >= self._seeds_at:
             self._seeds_at = now + SEEDS_REDIAL_S
             for address in self._seeds:
                 self._outbox.put(Dial(address))
         for node in [node for node, due in self._redial_at.items() if now >= due]:
             record = self._records[node]
-            if node in self._connected or record.state == LEFT:
+            if self._is_linked(node) or record.state == LEFT:
                 del self._redial_at[node]
             else:
-                self._redial_at[node] = now + (REDIAL_S if record.state == ALIVE else REDIAL_DEAD_S)
+                self._redial_at[node] = now + self._redial_s(record)
                 self._outbox.put(Dial(Address(record.host, record.port)))
-                self._dials[node] = self._dials.get(node, 0) + 1
-                if self._dials[node] == DIALS_BEFORE_DEAD and record.state == ALIVE:
-                    self._merge([record._replace(state=DEAD)], now)
+
+    def _redial_s(self, record: MemberRecord) -> float:
+        if record.node in self._relayed:
+            return REDIAL_RELAYED_S
+        return REDIAL_S if record.state == ALIVE else REDIAL_DEAD_S
+
+    def _is_linked(self, node: NodeId) -> bool:
+        return node in self._reached and node not in self._relayed
 
     def heartbeat(self, epoch_seen: int, epoch_active: int) -> Heartbeat:
         """Return what this node says of itself every second."""
@@ -188,7 +197,7 @@ class Membership:
 
     def _plan_dials(self, now: float) -> None:
         for record in self.living():
-            if record.node != self._me and record.node not in self._connected:
+            if record.node != self._me and not self._is_linked(record.node):
                 self._redial_at.setdefault(record.node, now)
 
     def _merge(self, records: Iterable[MemberRecord], now: float) -> None:

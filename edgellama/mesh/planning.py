@@ -37,6 +37,7 @@ INCARNATION_PAST: Final = 1 << 64
 MEASURED_S: Final = 10.0  # from news of measurements to a look at the plan; each look doubles it
 MEASURED_MAX_S: Final = 640.0
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
+SETTLE_LOST_S: Final = 0.05  # when a stage is lost answers wait: only for others lost with it
 CONTEXT_DEFAULT: Final = 2048
 
 
@@ -125,7 +126,8 @@ class Planning:
     @property
     def has_settled(self) -> bool:
         """Whether all that is known of members has been looked at."""
-        return self.next_timer() is None
+        is_considered = self._considered_at == self._membership.changed_at
+        return is_considered and self._look_again_at is None
 
     @property
     def is_changing(self) -> bool:
@@ -155,7 +157,8 @@ class Planning:
     def next_timer(self) -> float | None:
         """Return when ``handle_timer`` wants to be called; None until there is news."""
         if self._considered_at != self._membership.changed_at:
-            return self._membership.changed_at + SETTLE_S
+            whole = self._greatest is None or self._is_whole(self._greatest, self._lives)
+            return self._membership.changed_at + (SETTLE_S if whole else SETTLE_LOST_S)
         if self._split == RAM or self._measured_at == self._measurements.changed_at:
             return self._look_again_at
         measured_at = self._measurements.changed_at + self._measured_wait_s
@@ -255,8 +258,14 @@ class Planning:
         """Return whether steps under this epoch can be computed here."""
         return self._loaded and self.epoch_seen == epoch
 
+    @property
+    def leader(self) -> NodeId:
+        """The living member with the lowest id."""
+        living = self._membership.living()
+        return min((record.node for record in living), default=self._me)
+
     def _is_leader(self) -> bool:
-        return self._me == min(record.node for record in self._membership.living())
+        return self._me == self.leader
 
     def _model_root(self) -> str:
         """Return the plan's model while it is served or offered, else the earliest offer's."""

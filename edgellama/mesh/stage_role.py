@@ -91,6 +91,13 @@ class StageRole:
         """Return the keys of the ended or interrupted answers that are kept for a while."""
         return self._abandoned.keys()
 
+    @property
+    def neighbours(self) -> set[NodeId]:
+        """The stages before and after this one, while any session is open."""
+        if self._stage < 0 or not self._sessions:
+            return set()
+        return {self._before(), self._next()}
+
     def follow(self, plan: Plan, width: int, now: float) -> None:
         """Begin a new epoch: of the old one's sessions only what they hold is kept."""
         for session in self._sessions.values():

@@ -17,6 +17,9 @@ class Surroundings(Protocol):
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return what has gone over the link to ``node``, or over all links."""
 
+    def heard_at(self, node: NodeId) -> float | None:
+        """Return when anything last came over the link to a member; None without a link."""
+
     def links(self) -> Sequence[LinkFacts]:
         """Return what has been measured of the links to other members."""
 

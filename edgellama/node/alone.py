@@ -114,6 +114,9 @@ class Alone(Nowhere):
         """End the kernels' threads."""
         self._engine.close()
 
+    def heard_at(self, node: NodeId) -> float | None:
+        """Return None: there are no links."""
+
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return nothing: there are no links."""
         return LinkCounters()

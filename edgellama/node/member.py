@@ -23,6 +23,7 @@ from edgellama.mesh.effects import (
     DropEpochsBefore,
     Effect,
     GiveUp,
+    HangUp,
     Job,
     JobResult,
     LoadPlan,
@@ -267,6 +268,11 @@ class Member:
         """Why mDNS does not work here, for a person; None when it does."""
         return self._discovery.note if self._discovery else None
 
+    def heard_at(self, node: NodeId) -> float | None:
+        """Return when anything last came from a peer; on the I/O thread."""
+        peer = self._endpoint.peers().get(node)
+        return None if peer is None else peer.silent_since
+
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return what has gone over one link or all; on the I/O thread."""
         if node is None:
@@ -321,14 +327,10 @@ class Member:
 
     def _do(self, effect: Effect, now: float) -> None:
         match effect:
-            case Send():
-                if effect.node in self._endpoint.peers():
-                    data = encode(effect.message)
-                    self._endpoint.send(effect.node, data, effect.priority, now)
+            case Send() | Dial() | HangUp():
+                self._do_on_links(effect, now)
             case Run():
                 self._compute.run(effect.job)
-            case Dial():
-                self._endpoint.dial(effect.address, now)
             case LoadPlan():
                 self._loads.load(effect)
             case DropEpochsBefore():
@@ -343,6 +345,17 @@ class Member:
                 self._key_requests.administer(effect, now)
             case GiveUp():
                 self._end(effect.error)
+
+    def _do_on_links(self, effect: Send | Dial | HangUp, now: float) -> None:
+        match effect:
+            case Send():
+                if effect.node in self._endpoint.peers():
+                    data = encode(effect.message)
+                    self._endpoint.send(effect.node, data, effect.priority, now)
+            case Dial():
+                self._endpoint.dial(effect.address, now)
+            case HangUp():
+                self._endpoint.give_up(effect.node, now)
 
     def _use_key(self, key: bytes) -> None:
         """Put another key to use; on the I/O thread."""

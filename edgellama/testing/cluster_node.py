@@ -13,6 +13,7 @@ from edgellama.mesh.effects import (
     DropEpochsBefore,
     Effect,
     GiveUp,
+    HangUp,
     Job,
     LoadPlan,
     Run,
@@ -73,6 +74,11 @@ class ClusterNode:
         return self.host.address
 
     # What the core asks of its surroundings, and what the host tells its handler
+
+    def heard_at(self, node: NodeId) -> float | None:
+        """Return when anything last came from a peer."""
+        peer = self.host.endpoint.peers().get(node)
+        return None if peer is None else peer.silent_since
 
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return what has gone over one link or all."""
@@ -177,6 +183,8 @@ class ClusterNode:
                 self._compute(effect.job)
             case Dial():
                 self.host.endpoint.dial(effect.address, now)
+            case HangUp():
+                self.host.endpoint.give_up(effect.node, now)
             case LoadPlan():
                 self._load(effect)
             case DropEpochsBefore():

@@ -61,6 +61,14 @@ from edgellama.wire.membership_messages import (
     StageReady,
     check_announcement,
 )
+from edgellama.wire.reaching_messages import (
+    REACHING_MESSAGES,
+    Doubt,
+    Heard,
+    NotRelayed,
+    ReachingMessage,
+    Relayed,
+)
 from edgellama.wire.session_messages import (
     SESSION_MESSAGES,
     AskInSession,
@@ -121,19 +129,23 @@ __all__ = [
     "Cancel",
     "CloseSession",
     "Conversation",
+    "Doubt",
     "Failure",
     "Finished",
     "ForgetSession",
     "Gossip",
+    "Heard",
     "Heartbeat",
     "KeepSession",
     "MemberRecord",
     "MemberStatus",
     "Message",
+    "NotRelayed",
     "Notice",
     "OpenSession",
     "Piece",
     "PlanAnnouncement",
+    "Relayed",
     "SessionClosed",
     "SessionForgotten",
     "SessionQuery",
@@ -158,6 +170,7 @@ Message = (
     AskingMessage
     | KeyMessage
     | MeasurementMessage
+    | ReachingMessage
     | MembershipMessage
     | StatusMessage
     | StepMessage
@@ -174,6 +187,7 @@ _KINDS: Final = {
     **STATUS_MESSAGES,
     **KEY_MESSAGES,
     **WEIGHT_MESSAGES,
+    **REACHING_MESSAGES,
     **MEASUREMENT_MESSAGES,
     **SESSION_MESSAGES,
 }
@@ -251,6 +265,8 @@ def _body(kind: Kind, body: memoryview) -> str | memoryview:
         if len(body) > PAYLOAD_BYTES_MAX:
             raise WireError(f"a step of {len(body)} bytes")
         return body
+    if kind.build is Relayed:
+        return body  # decoded where it is for
     if len(body) > PROMPT_BYTES_MAX:
         raise WireError(f"a prompt of {len(body)} bytes, more than {PROMPT_BYTES_MAX}")
     try:

@@ -128,3 +128,25 @@ def test_the_demo_model_answers_where_there_is_nothing_else(alone: Host) -> None
     assert outcome.code == 0
     assert outcome.stdout.strip()
     assert "demo" in outcome.stderr
+
+
+def test_a_device_is_suspended_in_the_middle_of_an_answer_and_wakes(
+    mesh: Mesh, model: Path, expected: Expected
+) -> None:
+    """The others go on without it; when it wakes it joins again and spoils nothing."""
+    long = ("-n", 400, "--temperature", 0, "--ignore-eos")
+    members = [mesh.join("--model", model, "--ram", "600M")]
+    members += [mesh.join("--ram", "500M"), mesh.join("--ram", "400M")]
+    sleeper, guest = members[1], mesh.host()
+    mesh.wait_ready(guest, 3)
+    assert sleeper.joined is not None
+    with guest.begin("ask", *mesh.of(members[0]), *long, PROMPT) as asking:
+        assert asking.stdout is not None
+        text = asking.stdout.read(10)
+        sleeper.joined.send_signal(signal.SIGSTOP)
+        text += asking.stdout.read()
+        assert asking.wait() == 0
+    sleeper.joined.send_signal(signal.SIGCONT)
+    assert text.rstrip("\n") == expected(*long)["text"].rstrip("\n")
+    mesh.wait_ready(guest, 3)
+    assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]

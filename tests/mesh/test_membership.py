@@ -7,12 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mesh_building import MODEL, A, B, C, D, node_id, of_kind, record, sent
 
-from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Dial, Outbox, Tell
 from edgellama.mesh.membership import (
-    DIALS_BEFORE_DEAD,
     HEARTBEAT_S,
     REDIAL_DEAD_S,
+    REDIAL_RELAYED_S,
     REDIAL_S,
     Membership,
 )
@@ -41,7 +40,7 @@ def view(*others: MemberRecord, me: MemberRecord | None = None) -> tuple[Members
 
 def connect(membership: Membership, *records: MemberRecord) -> None:
     for each in records:
-        membership.peer_connected(Identity(each.node, each.incarnation))
+        membership.peer_connected(each.node)
 
 
 some_records = st.lists(
@@ -137,12 +136,14 @@ def test_who_has_left_does_not_refute_it() -> None:
     assert membership.me.state == LEFT
 
 
-@pytest.mark.parametrize(("left", "state", "told"), [(True, LEFT, "left"), (False, DEAD, "lost")])
-def test_a_lost_connection_is_told_to_all(left: bool, state: str, told: str) -> None:
+@pytest.mark.parametrize(("state", "told"), [(LEFT, "left"), (DEAD, "lost")])
+def test_the_end_of_a_member_is_told_to_all(state: str, told: str) -> None:
     membership, outbox = view(record(B), record(C))
     connect(membership, record(B), record(C))
     outbox.drain()
-    membership.peer_disconnected(B, left, 5.0)
+    membership.peer_disconnected(B, 5.0)
+    assert membership.record(B) == record(B)  # that its link is down says nothing yet
+    membership.declare(B, 1, state, 5.0)
     effects = outbox.drain()
     assert membership.record(B) == record(B, state=state)
     assert [node for node, _ in sent(effects)] == [C]
@@ -150,11 +151,13 @@ def test_a_lost_connection_is_told_to_all(left: bool, state: str, told: str) -> 
     assert [each.node for each in membership.living()] == [A, C]
 
 
-def test_the_end_of_an_old_lifes_connection_says_nothing_of_the_new_life() -> None:
+@pytest.mark.parametrize("state", [LEFT, DEAD])
+def test_the_end_of_an_old_life_says_nothing_of_the_new_life(state: str) -> None:
     membership, _ = view(record(B))
     connect(membership, record(B))
     membership.receive_gossip(Gossip((record(B, incarnation=2),), ()), 1.0)
-    membership.peer_disconnected(B, False, 2.0)
+    membership.peer_disconnected(B, 2.0)
+    membership.declare(B, 1, state, 2.0)
     assert membership.record(B) == record(B, incarnation=2)
 
 
@@ -216,29 +219,29 @@ def test_living_members_without_a_link_are_dialled_again_and_again() -> None:
 def test_who_is_dead_is_dialled_rarely_and_who_left_never() -> None:
     membership, outbox = view(record(B), record(C))
     connect(membership, record(B), record(C))
-    membership.peer_disconnected(B, False, 100.0)
-    membership.peer_disconnected(C, True, 100.0)
+    for node, state in ((B, DEAD), (C, LEFT)):
+        membership.peer_disconnected(node, 100.0)
+        membership.declare(node, 1, state, 100.0)
     outbox.drain()
-    membership.handle_timer(100.0)
     assert dials(membership, outbox, 125.0) == [
         (at, Address("10.0.0.2", 7711))
-        for at in (100.0 + REDIAL_S, 100.0 + REDIAL_S + REDIAL_DEAD_S, 102.0 + 2 * REDIAL_DEAD_S)
+        for at in (100.0, 100.0 + REDIAL_DEAD_S, 100.0 + 2 * REDIAL_DEAD_S)
     ]
 
 
-def test_who_is_reached_by_nobody_is_dead_and_may_refute_it_once() -> None:
+def test_whom_another_member_reaches_is_dialled_seldom_until_there_is_a_link() -> None:
     membership, outbox = view(record(B), record(C))
     connect(membership, record(C))
-    dials(membership, outbox, REDIAL_S * (DIALS_BEFORE_DEAD - 1) - 0.1)
-    assert membership.record(B) == record(B)
-    dials(membership, outbox, REDIAL_S * (DIALS_BEFORE_DEAD - 1))
-    assert membership.record(B) == record(B, state=DEAD)
-    membership.receive_gossip(Gossip((record(B, version=2),), ()), 30.0)  # by way of C
-    dials(membership, outbox, 60.0)
-    assert membership.record(B) == record(B, version=2)
-    membership.peer_disconnected(C, False, 60.0)  # and with C goes its word
-    dials(membership, outbox, 60.0 + REDIAL_DEAD_S + REDIAL_S * DIALS_BEFORE_DEAD)
-    assert membership.record(B) == record(B, version=2, state=DEAD)
+    membership.peer_disconnected(B, 100.0)
+    membership.peer_connected(B, relayed=True)
+    assert membership.connected() == [B, C]
+    outbox.drain()
+    assert dials(membership, outbox, 125.0) == [
+        (at, Address("10.0.0.2", 7711))
+        for at in (100.0, 100.0 + REDIAL_RELAYED_S, 100.0 + 2 * REDIAL_RELAYED_S)
+    ]
+    connect(membership, record(B))
+    assert dials(membership, outbox, 160.0) == []
 
 
 def test_heartbeats_are_a_second_apart() -> None:

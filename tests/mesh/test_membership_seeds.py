@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Dial, Outbox
 from edgellama.mesh.membership import SEEDS_REDIAL_S, Membership
 from edgellama.values import Address
@@ -39,6 +38,6 @@ def test_a_node_with_a_link_dials_no_seeds() -> None:
     outbox = Outbox()
     membership = Membership(record("a"), None, outbox)
     membership.seed(PEERS)
-    membership.peer_connected(Identity("b" * 32, 1))
+    membership.peer_connected("b" * 32)
     membership.handle_timer(100.0)
     assert dialled(outbox) == []

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mesh_building import MODEL, A, B, C, of_kind, record, sent
 
-from edgellama.link.endpoint import Identity
 from edgellama.mesh.effects import Outbox, Tell
 from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
@@ -32,7 +31,7 @@ class Leader:
         self.planning = Planning(self.membership, measurements, 2, self.outbox)
         self.now = 0.0
         for other in others:
-            self.membership.peer_connected(Identity(other.node, other.incarnation))
+            self.membership.peer_connected(other.node)
         self.hear(*others)
 
     def hear(self, *records: MemberRecord) -> None:

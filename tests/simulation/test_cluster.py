@@ -417,3 +417,24 @@ def test_settings_out_of_bounds_are_refused_before_and_after_there_is_a_plan() -
         assert answer.failure.exit_code == 2
         assert "repeat penalty" in answer.failure.text
     finish(cluster, cluster.ask(cluster.nodes["owner"]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("one_way", [False, True])
+def test_neighbours_that_cannot_hear_each_other_go_on_by_way_of_a_third(
+    seed: int, one_way: bool
+) -> None:
+    """For ever: the link never heals, and the answers come nevertheless."""
+    cluster = trio(seed, pace=SLOW)
+    home, stages = by_role(cluster)
+    answers = [cluster.ask(node, long_ask(cluster)) for node in cluster.up()]
+    under_way(cluster, answers[0])
+    one, other = cluster.dice.sample([home, *stages], 2)
+    if one_way:
+        cluster.network.cut(one.address, other.address)
+    else:
+        cluster.partition([one], [other])
+    finish(cluster, *answers)
+    later = [cluster.ask(node, long_ask(cluster)) for node in cluster.up()]
+    finish(cluster, *later)
+    assert [record.state for record in one.core.membership.records()] == [ALIVE] * 3

@@ -66,6 +66,9 @@ EFFECTS_MAX: Final = 20_000  # of one event: more is no answer but a flood
 class _Surroundings:
     """A shell that has nothing to tell."""
 
+    def heard_at(self, node: NodeId) -> float | None:
+        return None
+
     def counters(self, node: NodeId | None) -> LinkCounters:
         return LinkCounters()
 
