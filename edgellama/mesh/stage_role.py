@@ -478,14 +478,8 @@ class StageRole:
         rows = len(hidden.exponents)
         codec, payload = self._encoder.encode(hidden, self.row_codec)
         return Step(
-            step.epoch,
-            step.session,
-            step.position,
-            step.count,
-            stage,
-            step.wanted,
-            rows,
-            codec,
+            *(step.epoch, step.session, step.position, step.count),
+            *(stage, step.wanted, rows, codec),
             payload,
         )
 

@@ -29,7 +29,7 @@ def test_a_new_offer_is_told_to_all_and_to_the_person() -> None:
     (told,) = of_kind(outbox.drain(), Tell)
     assert told.text == "n1 offers 512 MiB now, not 1 GiB"
     membership.receive_gossip(Gossip((record(B),), ()), 8.0)
-    membership._connected[B] = 1
+    membership.peer_connected(B)
     outbox.drain()
     membership.set_offer(1 << 28, 9.0)
     ((node, gossip),) = sent(outbox)
