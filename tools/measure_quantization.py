@@ -31,7 +31,8 @@ from edgellama.model.type_choice import RUNNABLE_KINDS
 from edgellama.model.weight_source import GgufSource
 from edgellama.net.paths import StatePaths
 from edgellama.node.calibrating import importance_of
-from edgellama.node.quantizing import fitting_kinds, same_kind, write_quantized
+from edgellama.node.fitting import fitting_kinds
+from edgellama.node.quantizing import same_kind, write_quantized
 from edgellama.node.scoring import MeasuredModel, measured_model
 from edgellama.values import KV_F16, KV_Q8, WIRE_Q8, SamplingSettings, Span
 from edgellama.wire.activations import ActivationEncoder, decode_hidden

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellama.cli.options import Size, backend, model_file, note, threads
+from edgellama.cli.options import Size, backend, key, model_file, note, peers, threads
+from edgellama.cli.status import facts_of_mesh
 from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
     from edgellama.model.weight_source import WeightSource
     from edgellama.node.quantizing import Importance
+    from edgellama.wire.measurement_messages import FactsReply
 
+MESH = "mesh"
 TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "F16", "BF16", "F32")
 
 
@@ -29,19 +32,26 @@ TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "F16", "BF16", "F32")
     help="The type of every matrix.",
 )
 @click.option(
-    "--fit", type=Size(), help="Choose each tensor's type to lose least within this size of file."
+    "--fit",
+    metavar="SIZE|mesh",
+    help="Choose each tensor's type to lose least within this size of file, or within the memory "
+    "that the devices of the mesh offer.",
 )
 @click.option("--calibrate", metavar="FILE", help="A text that shows which weights count most.")
 @threads
 @backend
+@peers
+@key
 def command(
     source: str,
     target: str,
     kind_name: str | None,
-    fit: int | None,
+    fit: str | None,
     calibrate: str | None,
     threads: int | None,
     backend: str,
+    peers: tuple[str, ...],
+    key: str | None,
 ) -> None:
     """Write the model IN to the GGUF file OUT with its matrices quantized.
 
@@ -51,31 +61,60 @@ def command(
     """
     from edgellama.cli.progress import progress_bar
     from edgellama.net.facts import threads_default
-    from edgellama.node.quantizing import fitting_kinds, same_kind, write_quantized
+    from edgellama.node.quantizing import same_kind, write_quantized
     from edgellama.plan.sizes import format_size
 
     if (kind_name is None) == (fit is None):
         raise MisuseError("say either --type or --fit, so that it is clear what to write")
     output = Path(target).expanduser()
+    room = _room(fit, peers, key) if fit is not None else None
     with contextlib.ExitStack() as opened:
         weights = _opened(source, output, opened)
         importance: Importance = {}
         if calibrate is not None:
             importance = _importance(weights, calibrate, threads, backend)
         team = threads or threads_default()
-        if fit is not None:
-            from edgellama.cli.tables import choices_table, show
-
-            with progress_bar("measuring") as progress:
-                choices = fitting_kinds(weights, fit, importance, team, progress)
-            show(choices_table(choices))
-            kinds = {choice.tensor.name: choice.kind_name for choice in choices}
+        if room is not None:
+            kinds = _fitting_kinds(weights, room, importance, team)
         else:
             assert kind_name is not None
             kinds = same_kind(weights, kind_name)
         with progress_bar("writing", in_bytes=True) as progress:
             size = write_quantized(weights, kinds, output, importance, team, progress)
     note(f"{output}: {format_size(size)}")
+
+
+def _room(fit: str, peers: tuple[str, ...], key: str | None) -> int | FactsReply:
+    """Return the size that was named, or what the mesh says of its devices."""
+    if fit == MESH:
+        return facts_of_mesh(peers, key)
+    if peers or key:
+        raise MisuseError(f"--peer and --key go with --fit {MESH}")
+    return Size().convert(fit, None, None)
+
+
+def _fitting_kinds(
+    weights: WeightSource, room: int | FactsReply, importance: Importance, team: int
+) -> dict[str, str]:
+    """Choose the types, and show what each matrix becomes."""
+    from edgellama.cli.progress import progress_bar
+    from edgellama.cli.tables import choices_table, show
+    from edgellama.mesh.planning import CONTEXT_DEFAULT
+    from edgellama.node.fitting import Fitting
+    from edgellama.plan.ram import Requirements
+
+    with progress_bar("measuring") as progress:
+        fitting = Fitting(weights, importance, team, progress)
+    if isinstance(room, int):
+        choices = fitting.within(room)
+    else:
+        context = room.context or CONTEXT_DEFAULT
+        requirements = Requirements(context, room.sessions_max, room.kv_kind)
+        choices = fitting.on_devices(room.devices, requirements)
+        names = ", ".join(device.name for device in room.devices)
+        note(f"for a context of {context} on {names}")
+    show(choices_table(choices))
+    return {choice.tensor.name: choice.kind_name for choice in choices}
 
 
 def _opened(source: str, output: Path, opened: contextlib.ExitStack) -> WeightSource:

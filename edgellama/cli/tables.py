@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from edgellama.net.model_store import PulledModel
     from edgellama.node.benchmark import BenchRow
+    from edgellama.node.fitting import Choice
     from edgellama.node.mesh_benchmark import MeshBench
-    from edgellama.node.quantizing import Choice
     from edgellama.plan.report import PlanReport
     from edgellama.plan.speed import Prediction
     from edgellama.values import Span

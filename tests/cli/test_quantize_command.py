@@ -176,6 +176,9 @@ def test_a_folder_of_safetensors(tmp_path: Path) -> None:
         (["{model}", "{folder}/no/out.gguf", "--type", "Q8_0"], 2, "there is no folder"),
         (["{model}", "{out}", "--fit", "1G", "--calibrate", "none.txt"], 2, "cannot be read"),
         (["{text}", "{out}", "--type", "Q8_0"], 1, "is not a GGUF file"),
+        (["{model}", "{out}", "--fit", "elephants"], 2, "elephants"),
+        (["{model}", "{out}", "--fit", "1G", "--peer", "127.0.0.1:9"], 2, "go with --fit mesh"),
+        (["{model}", "{out}", "--fit", "mesh", "--peer", "127.0.0.1:9"], 3, "no device of a mesh"),
     ],
 )
 def test_misuse(
