@@ -1,20 +1,20 @@
 """A model's shape from the ``config.json`` of Hugging Face's transformers, as GGUF keys.
 
-Families: llama (and Mistral, which is one), qwen2, qwen3, qwen3moe. What a configuration asks for
-and GGUF's runners do not compute is refused by name, not left out.
+What a configuration asks for and GGUF's runners do not compute is refused by name, not left out.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from edgellama.model.config import GEMMA_3_27B_LAYERS
+from edgellama.model.families import FAMILIES, Family
 from edgellama.model.gguf_header import file_unsupported, quoted
+from edgellama.model.hugging_face_rope import StoredRope
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgellama.model.json_fields import JsonFields
@@ -25,6 +25,8 @@ _FAMILIES: Final = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
 }
 # Far above any published model.
 LAYERS_MAX: Final = 1024
@@ -39,12 +41,11 @@ Values = dict[str, bool | int | float | str]
 class ModelShape:
     """What the tensors' names and places depend on, and the keys of the GGUF.
 
-    ``rope_factors``: what RoPE's frequencies are divided by, None where all are 1. ``tied``: the
-    configuration's word on the output, None where it says nothing. ``feed_forward`` is that of an
-    expert where there are ``experts``.
+    ``rope_factors``: tensors of what RoPE's frequencies are divided by. ``tied``: the
+    configuration's word on the output, None where it says nothing.
     """
 
-    architecture: str
+    family: Family
     layers: int
     heads: int
     kv_heads: int
@@ -52,7 +53,7 @@ class ModelShape:
     experts: int
     vocabulary: int
     tied: bool | None
-    rope_factors: NDArray[np.float32] | None
+    rope_factors: dict[str, NDArray[np.float32]]
     keys: Values
 
     @classmethod
@@ -63,31 +64,37 @@ class ModelShape:
         that is missing or out of bounds.
         """
         model_type = config.text("model_type")
-        architecture = _FAMILIES.get(model_type)
-        if architecture is None:
+        if model_type not in _FAMILIES:
             raise file_unsupported(
                 config.name,
                 f"models of type {quoted(model_type)} are not supported; "
                 f"supported are {', '.join(_FAMILIES)}",
             )
-        _refuse_variants(config)
+        family = FAMILIES[_FAMILIES[model_type]]
+        _refuse_variants(config, family)
         heads = _bounded(config, "num_attention_heads", HEADS_MAX)
         width = _bounded(config, "hidden_size", 1 << 17)
-        rope = _rope(config)
+        head_width = _bounded(config, "head_dim", HEAD_WIDTH_MAX, default=max(1, width // heads))
+        context = _context(config, family)
+        rope = StoredRope.read(config, family, head_width, context)
         shape = cls(
-            architecture=architecture,
+            family=family,
             layers=_bounded(config, "num_hidden_layers", LAYERS_MAX),
             heads=heads,
             kv_heads=_bounded(config, "num_key_value_heads", HEADS_MAX, default=heads),
-            head_width=_bounded(config, "head_dim", HEAD_WIDTH_MAX, default=max(1, width // heads)),
-            experts=_experts(config) if architecture == "qwen3moe" else 0,
+            head_width=head_width,
+            experts=_experts(config) if family.experts else 0,
             vocabulary=_bounded(config, "vocab_size", 1 << 22),
             tied=config.value("tie_word_embeddings") and config.flag("tie_word_embeddings"),
-            rope_factors=None,
+            rope_factors=rope.tensors,
             keys={},
         )
-        factors = _llama_3_factors(rope, shape.head_width, _rope_base(config, rope))
-        return replace(shape, rope_factors=factors, keys=_keys(config, shape, rope, width))
+        shape.keys["general.architecture"] = family.name
+        for key, value in (_keys(config, shape, width, context) | rope.keys).items():
+            shape.keys[f"{family.name}.{key}"] = value
+        if family.name == "gemma3":
+            _check_gemma_3(config, shape, width)
+        return shape
 
 
 def _bounded(config: JsonFields, key: str, most: int, default: int | None = None) -> int:
@@ -97,22 +104,44 @@ def _bounded(config: JsonFields, key: str, most: int, default: int | None = None
     return value
 
 
-def _refuse_variants(config: JsonFields) -> None:
+def _refuse_variants(config: JsonFields, family: Family) -> None:
     """Refuse what would change the result and has no place in the GGUF of these families."""
+    activations = ("gelu_pytorch_tanh",) if family.gelu else ("silu",)
     expected: dict[str, tuple[object, ...]] = {
-        "hidden_act": ("silu",),
-        "attention_bias": (False, None) if config.value("model_type") != "qwen2" else (True, None),
+        "hidden_act": activations,
+        "hidden_activation": activations,
+        "attention_bias": (True,) if family.biases else (False,),
         "mlp_bias": (False,),
-        "partial_rotary_factor": (1, 1.0),
         "quantization_config": (),
         "norm_topk_prob": (True,),
         "decoder_sparse_step": (1,),
         "mlp_only_layers": ([],),
+        "attn_logit_softcapping": (),
+        "final_logit_softcapping": (),
+        "use_bidirectional_attention": (False,),
     }
     for key, values in expected.items():
         value = config.value(key)
         if value is not None and value not in values:
             raise file_unsupported(config.name, f"{key!r} of {quoted(str(value))} is not supported")
+
+
+def _check_gemma_3(config: JsonFields, shape: ModelShape, width: int) -> None:
+    """Refuse a pattern of windows or a scale of scores that no key of the GGUF can state."""
+    every = shape.family.window_every
+    pattern = [
+        "full_attention" if (layer + 1) % every == 0 else "sliding_attention"
+        for layer in range(shape.layers)
+    ]
+    stated = config.value("layer_types")
+    if config.integer("sliding_window_pattern", every) != every or stated not in (None, pattern):
+        raise file_unsupported(config.name, f"windows in other than {every - 1} of {every} layers")
+    scaled = shape.layers == GEMMA_3_27B_LAYERS
+    expected = width / shape.heads if scaled else shape.head_width
+    if config.number("query_pre_attn_scalar", 256.0) != expected:
+        raise file_unsupported(
+            config.name, f"a 'query_pre_attn_scalar' other than {expected:g} is not supported"
+        )
 
 
 def _experts(config: JsonFields) -> int:
@@ -123,84 +152,37 @@ def _experts(config: JsonFields) -> int:
     return _bounded(config, key, EXPERTS_MAX)
 
 
-def _rope(config: JsonFields) -> JsonFields:
-    """Return what is said of RoPE: newer files say all of it in one place."""
-    return config.child("rope_parameters" if config.value("rope_parameters") else "rope_scaling")
-
-
-def _rope_base(config: JsonFields, rope: JsonFields) -> float:
-    place = rope if rope.value("rope_theta") is not None else config
-    return place.number("rope_theta", 10000.0)
-
-
-def _rope_type(rope: JsonFields) -> str:
-    return rope.text("rope_type", rope.text("type", "default"))
-
-
-def _keys(config: JsonFields, shape: ModelShape, rope: JsonFields, width: int) -> Values:
-    name = shape.architecture
-    feed_forward = _bounded(config, "intermediate_size", 1 << 20)
+def _keys(config: JsonFields, shape: ModelShape, width: int, context: int) -> Values:
+    """Return the keys under the architecture's name, those of RoPE apart."""
     keys: Values = {
-        "general.architecture": name,
-        f"{name}.block_count": shape.layers,
-        f"{name}.context_length": _context(config),
-        f"{name}.embedding_length": width,
-        f"{name}.feed_forward_length": feed_forward,
-        f"{name}.attention.head_count": shape.heads,
-        f"{name}.attention.head_count_kv": shape.kv_heads,
-        f"{name}.attention.key_length": shape.head_width,
-        f"{name}.attention.value_length": shape.head_width,
-        f"{name}.attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
-        f"{name}.rope.freq_base": _rope_base(config, rope),
-        f"{name}.rope.dimension_count": shape.head_width,
-        f"{name}.vocab_size": shape.vocabulary,
+        "block_count": shape.layers,
+        "context_length": context,
+        "embedding_length": width,
+        "feed_forward_length": _bounded(config, "intermediate_size", 1 << 20),
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "attention.key_length": shape.head_width,
+        "attention.value_length": shape.head_width,
+        "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
+        "vocab_size": shape.vocabulary,
     }
     if shape.experts:
-        used = _bounded(config, "num_experts_per_tok", shape.experts)
         keys |= {
-            f"{name}.expert_count": shape.experts,
-            f"{name}.expert_used_count": used,
-            f"{name}.expert_feed_forward_length": _bounded(
-                config, "moe_intermediate_size", 1 << 20
-            ),
+            "expert_count": shape.experts,
+            "expert_used_count": _bounded(config, "num_experts_per_tok", shape.experts),
+            "expert_feed_forward_length": _bounded(config, "moe_intermediate_size", 1 << 20),
         }
-    kind = _rope_type(rope)
-    if kind == "linear":
-        keys[f"{name}.rope.scaling.type"] = "linear"
-        keys[f"{name}.rope.scaling.factor"] = rope.number("factor")
-    elif kind not in ("default", "llama3"):
-        raise file_unsupported(
-            config.name,
-            f"RoPE scaling {quoted(kind)} is not supported; supported are linear and llama3",
-        )
+    family = shape.family
+    if family.window_every > 1 or (family.window_every and config.value("sliding_window")):
+        keys["attention.sliding_window"] = _bounded(config, "sliding_window", 1 << 24)
     return keys
 
 
-def _context(config: JsonFields) -> int:
-    """Return how many positions the model has, or its window: beyond it attention is cut off."""
+def _context(config: JsonFields, family: Family) -> int:
+    """Return how many positions the model has, or its window where none can be computed."""
     positions = _bounded(config, "max_position_embeddings", 1 << 24)
-    window = config.value("sliding_window")
     # The qwen family names a window that it does not use.
-    if window is None or config.value("use_sliding_window") is False:
+    unused = config.value("use_sliding_window") is False
+    if family.window_every or unused or config.value("sliding_window") is None:
         return positions
     return min(positions, _bounded(config, "sliding_window", 1 << 24))
-
-
-def _llama_3_factors(rope: JsonFields, dimensions: int, base: float) -> NDArray[np.float32] | None:
-    """Return what Llama 3.1 divides each frequency by: float32 [dimensions // 2].
-
-    Source: ``_compute_llama3_parameters`` in transformers' modeling_rope_utils.py.
-    """
-    if _rope_type(rope) != "llama3":
-        return None
-    factor, low = rope.number("factor"), rope.number("low_freq_factor")
-    high, before = rope.number("high_freq_factor"), rope.number("original_max_position_embeddings")
-    if not (factor >= 1 and 0 < low < high and before >= 1 and base > 1):
-        raise rope.fault("rope_scaling", "holds numbers of which no scaling can be made")
-    factors = []
-    for pair in range(dimensions // 2):
-        wavelength = 2 * math.pi * base ** (2 * pair / dimensions)
-        share = (before / wavelength - low) / (high - low)
-        share = min(max(share, 0.0), 1.0)  # 0: divided by the factor; 1: unchanged
-        factors.append(1 / ((1 - share) / factor + share))
-    return np.array(factors, np.float32)

@@ -20,7 +20,7 @@ from edgellama.model.hugging_face_config import ModelShape
 from edgellama.model.hugging_face_tokenizer import tokenizer_keys
 from edgellama.model.json_fields import JsonFields
 from edgellama.model.safetensors import SafetensorsFolder
-from edgellama.model.weight_source import SourceTensor
+from edgellama.model.weight_source import SourceTensor, wide_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,23 +47,33 @@ _LAYER: Final = {
     "mlp.down_proj.weight": "ffn_down.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
 }
+_FUSED: Final = {
+    "self_attn.qkv_proj.weight": "attn_qkv.weight",
+    "mlp.gate_up_proj.weight": "ffn_up.weight",
+}
+_POST_NORMS: Final = {
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "pre_feedforward_layernorm.weight": "ffn_norm.weight",
+    "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
+}
 _LAYER_NAME: Final = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
 _EXPERT_NAME: Final = re.compile(r"mlp\.experts\.(\d{1,4})\.(gate|up|down)_proj\.weight")
 _BIASED: Final = re.compile(r"(self_attn\.[qkv]_proj)\.(weight|bias)")
 _IGNORED_SUFFIX: Final = ".rotary_emb.inv_freq"  # each node computes its own
-_ROPE_FACTORS: Final = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
 class _Origin:
     """Where a tensor's rows come from: one stored tensor, or one for each expert.
 
-    ``head_width`` is 0, or that of heads whose rows are put into another order.
+    ``head_width`` is 0, or that of heads whose rows are put into another order. ``less_one``: the
+    numbers are stored less 1, as Gemma's norms are.
     """
 
     names: tuple[str, ...]
     rows_each: int
     head_width: int
+    less_one: bool
 
 
 class HuggingFaceSource:
@@ -92,10 +102,15 @@ class HuggingFaceSource:
 
     def raw_rows(self, tensor: SourceTensor, first: int, past: int) -> NDArray[np.uint8]:
         """Return rows in GGUF's order, in the type that they are stored in."""
-        if tensor.name == _ROPE_FACTORS:
-            assert self._shape.rope_factors is not None
-            return self._shape.rope_factors.astype("<f4").view(np.uint8)[None]
+        factors = self._shape.rope_factors.get(tensor.name)
+        if factors is not None:
+            return factors.astype("<f4").view(np.uint8)[None]
         origin = self._origins[tensor.name]
+        if origin.less_one:
+            stored = self._stored.tensors[origin.names[0]]
+            numbers = self._stored.rows(origin.names[0], first, past)
+            wide = wide_rows(stored.kind_name, numbers, tensor.columns)
+            return (wide + np.float32(1)).astype("<f4").view(np.uint8)
         if origin.head_width:
             rows = self._stored.rows(origin.names[0], 0, tensor.rows)
             return rows[interleaved_source(np.arange(first, past), origin.head_width)]
@@ -143,11 +158,14 @@ class HuggingFaceSource:
             expert = _EXPERT_NAME.fullmatch(layer[2])
             if expert and int(expert[1]) < self._shape.experts:
                 return f"{prefix}ffn_{expert[2]}_exps.weight", int(expert[1])
+            family = self._shape.family
             biased = _BIASED.fullmatch(layer[2])
-            if biased and (biased[2] == "weight" or self._shape.architecture == "qwen2"):
+            if biased and (biased[2] == "weight" or family.biases):
                 return f"{prefix}{_LAYER[biased[1]]}.{biased[2]}", 0
-            if layer[2] in _LAYER:
-                return prefix + _LAYER[layer[2]], 0
+            own = _FUSED if family.fused else _POST_NORMS if family.post_norms else {}
+            names = _LAYER | own
+            if layer[2] in names:
+                return prefix + names[layer[2]], 0
         raise file_unsupported(
             self.name, f"tensor {quoted(stored)} has no place in a GGUF of this family"
         )
@@ -159,13 +177,13 @@ class HuggingFaceSource:
         needed = {"token_embd.weight", "output_norm.weight"}
         if self._shape.tied is False:
             needed.add("output.weight")
+        parts = ("attn_qkv",) if self._shape.family.fused else ("attn_q", "attn_k")
         for layer in range(self._shape.layers):
-            needed |= {f"blk.{layer}.{each}.weight" for each in ("attn_norm", "attn_q", "attn_k")}
+            needed |= {f"blk.{layer}.{each}.weight" for each in ("attn_norm", *parts)}
         if needed - found:
             raise file_fault(self.name, f"tensor {min(needed - found)} is missing")
-        factors = self._shape.rope_factors
-        if factors is not None:
-            tensors.append(SourceTensor(_ROPE_FACTORS, "F32", (len(factors),)))
+        for name, factors in self._shape.rope_factors.items():
+            tensors.append(SourceTensor(name, "F32", (len(factors),)))
         return tensors
 
     def _tensor(self, name: str, stored: dict[int, str]) -> SourceTensor:
@@ -179,8 +197,10 @@ class HuggingFaceSource:
         if not 1 <= len(first.shape) <= 2:
             raise file_fault(self.name, f"tensor {quoted(names[0])} has shape {list(first.shape)}")
         shape = first.shape[::-1] + ((len(names),) if stacked else ())
-        self._origins[name] = _Origin(names, first.rows, self._head_width(name, first.shape))
-        return SourceTensor(name, first.kind_name, shape)
+        less_one = self._shape.family.name == "gemma3" and len(shape) == 1
+        head_width = self._head_width(name, first.shape)
+        self._origins[name] = _Origin(names, first.rows, head_width, less_one)
+        return SourceTensor(name, "F32" if less_one else first.kind_name, shape)
 
     def _head_width(self, name: str, shape: tuple[int, ...]) -> int:
         """Return the width of heads whose rows are put into another order; 0 where none are."""
@@ -190,7 +210,7 @@ class HuggingFaceSource:
             return 0
         if shape[0] != heads[part] * self._shape.head_width or self._shape.head_width % 2:
             raise file_fault(self.name, f"{name} has {shape[0]} rows, not those of its heads")
-        return self._shape.head_width if self._shape.architecture == "llama" else 0
+        return self._shape.head_width if self._shape.family.neighbours else 0
 
 
 def interleaved_source(rows: NDArray[np.int64], head_width: int) -> NDArray[np.int64]:
