@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 BLOCK_SIZE = 32
-RANDOM_MODEL_TOOL = Path(__file__).resolve().parents[1] / "tools" / "make_random_model.py"
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+RANDOM_MODEL_TOOL = TOOLS / "make_random_model.py"
 _WRITTEN_BY_THE_WRITER = ("GGUF.", "general.architecture", "general.file_type")
 
 
@@ -61,26 +62,19 @@ def random_model(target: Path, shape: str = "tiny", kind_name: str = "Q8_0", see
 
 
 def random_model_tool() -> ModuleType:
-    """Import tools/make_random_model.py, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("make_random_model", RANDOM_MODEL_TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    """Import tools/make_random_model.py."""
+    return tool("make_random_model")
 
 
-def with_template(source: Path, template: str, target: Path | None = None) -> Path:
-    """Write a model again with a chat template, its length such that all offsets stay."""
-    raw = source.read_bytes()
-    name, keys = "tokenizer.chat_template", struct.unpack_from("<Q", raw, 16)[0]
-    missing = -(len(key(name, 8, string(template))) + 4) % 32
-    added = key(name, 8, string(template + "{#" + " " * missing + "#}"))
-    assert len(added) % 32 == 0
-    target = target or source.with_name("chat.gguf")
-    target.write_bytes(raw[:16] + struct.pack("<Q", keys + 1) + added + raw[24:])
-    return target
+def tool(name: str) -> ModuleType:
+    """Import a script of ``tools/``, which is no module of a package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def string(text: str | bytes) -> bytes:

@@ -47,10 +47,11 @@ class RopeTable:
     """Cosines and sines of any position, computed in chunks, of which the latest are kept."""
 
     def __init__(self, rope: Rope, head_width: int) -> None:
-        # Pairs beyond its dimensions do not turn: cosine 1, sine 0.
+        # Pairs beyond its dimensions stay as they are: cosine 1, sine 0.
         self._turns = np.zeros(head_width // 2, np.uint64)
         self._turns[: rope.dimensions // 2] = turns_per_position(rope)
-        self._magnitude = rope.magnitude
+        self._magnitudes = np.ones(head_width // 2, np.float64)
+        self._magnitudes[: rope.dimensions // 2] = rope.magnitude
         self._chunks: dict[int, NDArray[np.float32]] = {}
 
     def rows(self, position: int, count: int) -> NDArray[np.float32]:
@@ -71,7 +72,7 @@ class RopeTable:
             first = index * CHUNK_POSITIONS
             positions = np.arange(first, first + CHUNK_POSITIONS, dtype=np.uint64)
             angles = positions[:, None] * self._turns[None, :]  # modulo 2^64 on purpose
-            chunk = np.stack(cosine_and_sine(angles, self._magnitude), axis=1)
+            chunk = np.stack(cosine_and_sine(angles, self._magnitudes), axis=1)
             if len(self._chunks) >= CHUNKS_MAX:
                 del self._chunks[next(iter(self._chunks))]
             self._chunks[index] = chunk
@@ -91,9 +92,9 @@ def turns_per_position(rope: Rope) -> NDArray[np.uint64]:
 
 
 def cosine_and_sine(
-    angles: NDArray[np.uint64], magnitude: float = 1.0
+    angles: NDArray[np.uint64], magnitudes: NDArray[np.float64] | float = 1.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosine and sine of angles given in turns / 2^64, times ``magnitude``, as float32.
+    """Return cosine and sine of angles given in turns / 2^64, times ``magnitudes``, as float32.
 
     The last step rounds a product of float64 to float32.
     """
@@ -109,8 +110,8 @@ def cosine_and_sine(
     negative_cosine = (quarter == 1) | (quarter == 2)
     negative_sine = quarter >= 2
     return (
-        (np.where(negative_cosine, -turned_cosine, turned_cosine) * magnitude).astype(np.float32),
-        (np.where(negative_sine, -turned_sine, turned_sine) * magnitude).astype(np.float32),
+        (np.where(negative_cosine, -turned_cosine, turned_cosine) * magnitudes).astype(np.float32),
+        (np.where(negative_sine, -turned_sine, turned_sine) * magnitudes).astype(np.float32),
     )
 
 

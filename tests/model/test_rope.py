@@ -67,6 +67,14 @@ def test_pairs_beyond_the_rotated_dimensions_stay() -> None:
     np.testing.assert_array_equal(table[:, :, :8], RopeTable(rope, 16).rows(0, 300))
 
 
+def test_a_magnitude_is_that_of_the_rotated_pairs_alone() -> None:
+    rope = replace(ROPE, dimensions=16, factors=(1.0,) * 8)
+    plain = RopeTable(rope, HEAD_WIDTH).rows(0, 300)
+    larger = RopeTable(replace(rope, magnitude=1.25), HEAD_WIDTH).rows(0, 300)
+    np.testing.assert_allclose(larger[:, :, :8], plain[:, :, :8] * 1.25, rtol=3e-7, atol=1e-8)
+    np.testing.assert_array_equal(larger[:, :, 8:], plain[:, :, 8:])
+
+
 def test_quarter_turns_are_exact() -> None:
     quarters = np.array([0, 1 << 62, 2 << 62, 3 << 62], np.uint64)
     cosines, sines = cosine_and_sine(quarters)
