@@ -22,6 +22,7 @@ VERBS = (
     "devices",
     "forget",
     "plan",
+    "doctor",
     "tokenize",
     "pull",
     "models",

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 # Lower-case beginnings of names that are no home network: containers and virtual machines,
 # tunnels, mobile data (rmnet, ccmni, pdp, wwan, clat and v4-), Apple's own radio links, and
 # the descriptions that Windows gives to the like.
+TUNNEL_NAMES: Final = (
+    *("tun", "tap", "wg", "tailscale", "zt", "ppp", "ipsec", "utun", "wireguard", "wintun"),
+)
 NAMES_SKIPPED: Final = (
     *("docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "lxc", "lxd", "podman", "cni"),
-    *("flannel", "cali", "tun", "tap", "wg", "tailscale", "zt", "ppp", "ipsec", "utun"),
+    *("flannel", "cali", *TUNNEL_NAMES),
     *("rmnet", "ccmni", "pdp", "wwan", "clat", "v4-", "awdl", "llw", "ifb", "dummy"),
-    *("vethernet", "hyper-v", "virtualbox", "vmware", "wireguard", "wintun"),
+    *("vethernet", "hyper-v", "virtualbox", "vmware"),
 )
 _LOOPBACK: Final = IPv4Network("127.0.0.0/8")
 _CLAT: Final = IPv4Network("192.0.0.0/29")  # RFC 7335: an address inside the phone alone
@@ -125,6 +128,11 @@ def choose_addresses(addresses: Sequence[HostAddress], route: str | None) -> lis
 
 def _is_home(address: IPv4Address) -> bool:
     return any(address in network for network in _HOME)
+
+
+def is_home(address: str) -> bool:
+    """Say whether an address is of the kind that home networks have."""
+    return _is_home(IPv4Address(address))
 
 
 def lan_addresses() -> list[str]:

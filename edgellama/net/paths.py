@@ -127,6 +127,20 @@ class StatePaths:
         replace_state(path, node + "\n")
         return node
 
+    def peek_identity(self) -> tuple[NodeId, int]:
+        """Return identity and last start's number as they are, "" and 0 where there are none yet.
+
+        Changes nothing, so that it may be called while a node runs.
+        """
+        try:
+            node = (read_state(self.state / "identity") or "").strip()
+            incarnation = (read_state(self.state / "incarnation") or "").strip()
+        except EdgellamaError:
+            return "", 0
+        known = re.fullmatch(rf"[0-9a-f]{{{NODE_ID_DIGITS}}}", node) is not None
+        counted = re.fullmatch("[0-9]{1,19}", incarnation) is not None
+        return node if known else "", int(incarnation) if counted else 0
+
     def next_incarnation(self, now_ms: int) -> int:
         """Return the number of this start: its time, but always more than the last. Under lock.
 

@@ -78,6 +78,7 @@ class UdpSocket:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER_BYTES_WANTED)
         granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        self.receive_buffer_bytes = granted
         packets = granted // BUFFER_BYTES_PER_PACKET
         self.window_packets = min(max(packets, WINDOW_PACKETS_LEAST), WINDOW_PACKETS_MOST)
         self.address = Address(*self._socket.getsockname())
