@@ -41,12 +41,14 @@ def choose(
     """Return the placement for ``split``; ``held`` are the stages that the mesh has had so far.
 
     Where the split is by speed, another placement than the one held must promise to be better by
-    more than 15 %; where a device of it is lost, better than the one that moves the least.
+    more than 15 %; where a device of it is lost, better than the one that moves the least. By
+    memory it is kept until a device comes that shall hold layers as well; where one of it is lost,
+    the placement that moves the least is taken.
     """
     costs = Costs(model, devices, links, requirements)
     known = any(device.speed for device in devices)
     if split == RAM or not known:
-        stages = place(model, devices, requirements)
+        stages = _by_memory(model, devices, requirements, held)
         if isinstance(stages, Unplaceable):
             return stages
         return Choice(stages, stage_times(predict(costs, stages)) if known else ())
@@ -64,6 +66,22 @@ def choose(
         if not is_worth_changing(now, best, split):
             return Choice(kept, stage_times(now))
     return Choice(stages, stage_times(best))
+
+
+def _by_memory(
+    model: ModelFacts,
+    devices: Sequence[DeviceFacts],
+    requirements: Requirements,
+    held: Sequence[StagePlacement],
+) -> tuple[StagePlacement, ...] | Unplaceable:
+    kept = _kept(model, devices, requirements, held)
+    if kept is not None and kept != tuple(held):
+        return kept  # one is lost, or has room for less than it holds
+    fresh = place(model, devices, requirements)
+    if kept is None or isinstance(fresh, Unplaceable):
+        return fresh if kept is None else kept
+    comes = {stage.node for stage in fresh} - {stage.node for stage in kept}
+    return fresh if comes else kept
 
 
 def stage_times(prediction: Prediction) -> tuple[StageTimes, ...]:

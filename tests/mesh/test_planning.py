@@ -167,12 +167,16 @@ def settled(*others: MemberRecord) -> Desk:
         (record(B, version=2, state=DEAD), True),
         (record(B, incarnation=2), True),
         (record(B, version=2, context=100), True),
-        (record(B, version=2, ram_bytes=ram_bytes(11)), True),
+        (record(B, version=2, ram_bytes=ram_bytes(11)), False),
+        (record(B, version=2, ram_bytes=ram_bytes(1)), True),
         (record(D), True),
         (record(D, ram_bytes=0), False),
         (record(D, state=DEAD), False),
     ],
-    ids=["kernels", "name", "dead", "restarted", "context", "memory", "joined", "tiny", "hearsay"],
+    ids=[
+        *("kernels", "name", "dead", "restarted", "context", "more memory", "less memory"),
+        *("joined", "tiny", "hearsay"),
+    ],
 )
 def test_when_the_leader_plans_again(news: MemberRecord, replans: bool) -> None:
     desk = settled(record(B), record(C))

@@ -101,3 +101,21 @@ def test_too_little_memory_is_said_as_ever() -> None:
         refusal = choose(MODEL, devices, LINKS, REQUIREMENTS, split)
         assert refusal == place(MODEL, devices, REQUIREMENTS)
         assert isinstance(refusal, Unplaceable)
+
+
+def test_by_memory_what_holds_is_kept_until_another_device_shall_hold_layers() -> None:
+    held = stages((A, 11), (B, 1))
+    devices = [device(A, 12, None), device(B, 12, None)]
+    choice = choose(MODEL, devices, [], REQUIREMENTS, RAM, held)
+    assert choice == Choice(held, ())
+    devices.append(device(C, 12, None))
+    assert choose(MODEL, devices, [], REQUIREMENTS, RAM, held) == Choice(
+        stages((A, 4), (B, 4), (C, 4)), ()
+    )
+
+
+def test_by_memory_a_loss_moves_the_least() -> None:
+    held = stages((A, 2), (B, 4), (C, 6))
+    devices = [device(A, 12, None), device(C, 12, None)]
+    choice = choose(MODEL, devices, [], REQUIREMENTS, RAM, held)
+    assert choice == Choice(stages((A, 6), (C, 6)), ())
