@@ -103,14 +103,15 @@ class Fitting:
         UnplaceableError where even the narrowest types do not fit.
         """
         self._placed(self._least, devices, requirements)
-        least, most = self._least, self._most
-        while most - least > max(1, self._least >> 10):  # to a thousandth
-            middle = (least + most + 1) // 2
+        least, past = self._least, self._most + 1
+        middle = self._most
+        while past - least > max(1, self._least >> 10):  # to a thousandth, everything first
             try:
                 self._placed(middle, devices, requirements)
                 least = middle
             except UnplaceableError:
-                most = middle - 1
+                past = middle
+            middle = (least + past) // 2
         return self.within(least)
 
     def _placed(
