@@ -56,6 +56,10 @@ class KernelConflictError(EdgellamaError):
     """Two devices do not compute the same numbers, so one answer could not be theirs both."""
 
 
+class DuplicateIdentityError(EdgellamaError):
+    """Another device has this one's identity: a home folder was copied."""
+
+
 class NoMeshError(EdgellamaError):
     """No device of the mesh answered."""
 

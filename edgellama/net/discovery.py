@@ -110,7 +110,8 @@ class Discovery:
     ``found`` is called from another thread, perhaps again for a device already known; it must
     not raise or block. ``interfaces`` are addresses of this host, by default those on the home
     network. ``join_port`` tells where a device with a join code may ask at the moment, 0 for
-    nowhere. Nothing here blocks the caller but ``close``, for at most CLOSE_TIMEOUT_S.
+    nowhere. ``double`` is called, as ``found`` is, for another device that announces the identity
+    announced here. Nothing here blocks the caller but ``close``, for at most CLOSE_TIMEOUT_S.
     """
 
     def __init__(
@@ -119,12 +120,14 @@ class Discovery:
         found: Callable[[Candidate], None],
         interfaces: list[str] | None = None,
         join_port: Callable[[], int] = lambda: 0,
+        double: Callable[[Candidate], None] = lambda _: None,
     ) -> None:
         self.note: str | None = None  # why mDNS does not work, for a person
         self._tag = mesh_tag(mesh_key)
         self._found = found
         self._interfaces = interfaces
         self._join_port = join_port
+        self._double = double
         self._strangers: dict[NodeId, tuple[str, Stranger]] = {}  # with the tag of its mesh
         self._browsing = False
         self._own: tuple[NodeId, int, Address] | None = None
@@ -230,11 +233,26 @@ class Discovery:
         if announcement.mesh != self._tag:
             self._note_stranger(announcement, reachable(info.parsed_addresses(), interfaces))
             return
-        if self._closing or (self._own is not None and announcement.node == self._own[0]):
+        if self._closing:
+            return
+        if self._own is not None and announcement.node == self._own[0]:
+            self._note_double(announcement, info, interfaces)
             return
         for host in reachable(info.parsed_addresses(), interfaces):
             address = Address(host, info.port)
             self._found(Candidate(announcement.node, address, announcement.incarnation))
+
+    def _note_double(
+        self, announcement: Announcement, info: ServiceInfo, interfaces: Sequence[str]
+    ) -> None:
+        """Tell of this identity in another place; at this host's own addresses it is its past."""
+        assert self._own is not None
+        if announcement.incarnation == self._own[1] or not info.port:
+            return
+        for host in reachable(info.parsed_addresses(), interfaces):
+            if host not in interfaces:
+                address = Address(host, info.port)
+                self._double(Candidate(announcement.node, address, announcement.incarnation))
 
     def _note_stranger(self, announcement: Announcement, hosts: Sequence[str]) -> None:
         if self._own is not None and announcement.node == self._own[0]:

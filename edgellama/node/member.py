@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import edgellama
-from edgellama.errors import EdgellamaError, NetworkError
+from edgellama.errors import DuplicateIdentityError, EdgellamaError, NetworkError
 from edgellama.link.endpoint import Connected, Endpoint, Event, Identity
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
@@ -172,6 +172,7 @@ class Member:
             target=self._run_link, name="edgellama-link", daemon=True
         )
         self._speed: DeviceSpeed | None = None  # as the last trial has shown it
+        self._is_doubled = False  # a person has been told
         self._tried_root = ""  # the model whose layers have shown their speed here
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
 
@@ -218,7 +219,7 @@ class Member:
             # Without --listen, mDNS follows the device from one network to the next.
             interfaces = self.addresses if self._settings.listen else None
             self._discovery = Discovery(
-                self._settings.mesh_key, self._found, interfaces, self._join_port
+                self._settings.mesh_key, self._found, interfaces, self._join_port, self._doubled
             )
             self._discovery.browse()
             me = self.core.membership.me
@@ -458,6 +459,18 @@ class Member:
     def _found(self, candidate: Candidate) -> None:
         if candidate.node != self.core.membership.me.node:
             self._dial(candidate.address)
+
+    def _doubled(self, double: Candidate) -> None:
+        """Give up where another device has this one's identity and has started later."""
+        text = (
+            f"another device, at {double.address}, has this device's identity: one home folder is "
+            "a copy; delete identity and incarnation in one of them (edgellama doctor says more)"
+        )
+        if double.incarnation > self.core.membership.me.incarnation:
+            self._end(DuplicateIdentityError(text))
+        elif not self._is_doubled:
+            self._is_doubled = True
+            self._tell(text)
 
     def _dial(self, address: Address) -> None:
         self._driver.post(lambda now: self._endpoint.dial(address, now))
