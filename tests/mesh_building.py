@@ -31,6 +31,9 @@ class NothingMeasured:
     def heard_at(self, node: NodeId) -> float | None:
         return None
 
+    def transport(self, node: NodeId) -> str:
+        return ""
+
     def links(self) -> list[LinkFacts]:
         return []
 

@@ -23,6 +23,7 @@ from edgellama.cli.options import (
     peer_addresses,
     peers,
     threads,
+    transport,
 )
 from edgellama.errors import MisuseError, NoMeshError
 
@@ -48,6 +49,7 @@ class Answering:
     choice: KeyChoice
     local: LocalSettings
     wait_s: int = 0
+    transport: str = "auto"
 
     def question(
         self, prompt: str, *, raw: bool = False, system: str = "", history: tuple[Turn, ...] = ()
@@ -117,7 +119,7 @@ def _options(tokens_default: int | None) -> list[Callable[[Any], Any]]:
             help="How long to wait for devices that are missing; an answer that has begun waits "
             "2 minutes at least.",
         ),
-        *(kv, peers, key, code, threads, backend),
+        *(kv, peers, transport, key, code, threads, backend),
     ]
 
 
@@ -149,6 +151,7 @@ def _taken(options: dict[str, Any]) -> tuple[Answering, dict[str, Any]]:
         key_choice(take("key"), take("code")),
         LocalSettings(take("threads"), take("backend"), take("context"), take("kv_kind") or KV_F16),
         take("wait"),
+        take("transport"),
     )
     return said, options
 
@@ -187,7 +190,8 @@ def open_asker(said: Answering) -> Iterator[Asker]:
         access = access_to_ask(said.choice, paths, named)
         asker: Asker
         try:
-            asker = stack.enter_context(mesh_asker((*access.friends, *named), access.key, paths))
+            ways = (*access.friends, *named)
+            asker = stack.enter_context(mesh_asker(ways, access.key, paths, said.transport))
         except NoMeshError as error:
             if said.peers or access.key:
                 raise

@@ -6,17 +6,18 @@ import json as json_module
 
 import click
 
-from edgellama.cli.options import as_json, key, peers
+from edgellama.cli.options import as_json, key, peers, transport
 from edgellama.cli.status import mesh_status
 
 
 @click.command(name="devices", short_help="List the devices of the mesh.")
 @peers
+@transport
 @key
 @as_json
-def command(peers: tuple[str, ...], key: str | None, as_json: bool) -> None:
+def command(peers: tuple[str, ...], transport: str, key: str | None, as_json: bool) -> None:
     """List the devices of the mesh with the names and identities that forget takes."""
-    status = mesh_status(peers, key)
+    status = mesh_status(peers, key, transport)
     if as_json:
         devices = [
             {

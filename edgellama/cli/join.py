@@ -24,11 +24,15 @@ from edgellama.cli.options import (
     split,
     split_choice,
     threads,
+    transport,
     wire,
 )
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from edgellama.node.admission import Access
+    from edgellama.node.joining import JoinOptions
 
 
 @click.command(name="join", short_help="Offer this device to the mesh.")
@@ -36,10 +40,13 @@ if TYPE_CHECKING:
 @click.option("--name", help="How others see this device. Default: its host name.")
 @click.option("--ram", type=Size(), help="What the model may use, such as 300M or 2G.")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="UDP port. Default: 7711, else a free one."
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="UDP and TCP port. Default: 7711, else a free one.",
 )
 @click.option("--listen", metavar="ADDRESS", help="Only this address of the device.")
 @peers
+@transport
 @key
 @code
 @open_mesh
@@ -58,6 +65,7 @@ def command(
     port: int | None,
     listen: str | None,
     peers: tuple[str, ...],
+    transport: str,
     key: str | None,
     code: str | None,
     open_mesh: bool,
@@ -78,8 +86,7 @@ def command(
     """
     from edgellama.net.paths import StatePaths
     from edgellama.node.admission import access_to_join
-    from edgellama.node.joining import JoinOptions, joined
-    from edgellama.plan.sizes import format_size
+    from edgellama.node.joining import JoinOptions
 
     wanted_split = split_choice(split, purpose)
     gguf, named = model_file(model) if model else None, peer_addresses(peers)
@@ -103,10 +110,19 @@ def command(
         threads=threads,
         kv_kind=kv_kind or "",
         wire=wire or "",
+        transport=transport,
         split=wanted_split,
         sessions=sessions or 0,
     )
+    _run(options, access)
+    note("left the mesh")
+
+
+def _run(options: JoinOptions, access: Access) -> None:
+    """Run the member until Ctrl-C, or until it ends by itself."""
     from edgellama.cli.view import open_view
+    from edgellama.node.joining import joined
+    from edgellama.plan.sizes import format_size
 
     leaving = _leave_on_signals()
     with open_view() as view, joined(options, view) as member:
@@ -120,7 +136,6 @@ def command(
             view.invite(*member.invite())
         while not leaving.asked and not member.wait(view.refresh_s):
             view.show(member.status())
-    note("left the mesh")
 
 
 def _ask_person(question: str) -> str:

@@ -55,6 +55,16 @@ def peers(function: Function) -> Function:
     )(function)
 
 
+def transport(function: Function) -> Function:
+    """Add ``--transport``."""
+    return click.option(
+        "--transport",
+        type=click.Choice(["auto", "udp", "tcp"]),
+        default="auto",
+        help="What carries links. Default: auto, which is UDP, and TCP where UDP gets no answer.",
+    )(function)
+
+
 def backend(function: Function) -> Function:
     """Add ``--backend``."""
     return click.option(

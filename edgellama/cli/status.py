@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peers
+from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peers, transport
 from edgellama.values import WIRE_F16
 
 if TYPE_CHECKING:
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @click.command(name="status", short_help="Show the devices and who holds which layers.")
 @peers
+@transport
 @key
 @as_json
-def command(peers: tuple[str, ...], key: str | None, as_json: bool) -> None:
+def command(peers: tuple[str, ...], transport: str, key: str | None, as_json: bool) -> None:
     """Show the devices of the mesh, who holds which layers, and what the links carry."""
-    status = mesh_status(peers, key)
+    status = mesh_status(peers, key, transport)
     if as_json:
         click.echo(json_module.dumps(status_object(status)))
         return
@@ -31,24 +32,26 @@ def command(peers: tuple[str, ...], key: str | None, as_json: bool) -> None:
     show(status_table(status))
 
 
-def mesh_status(peers: tuple[str, ...], key: str | None) -> StatusReply:
+def mesh_status(peers: tuple[str, ...], key: str | None, transport: str = "auto") -> StatusReply:
     """Ask a device of this device's mesh how it stands."""
     from edgellama.net.paths import StatePaths
     from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_for_status
 
     paths, named = StatePaths.locate(), peer_addresses(peers)
-    return ask_for_status(named, access_to_ask(key_choice(key), paths, named).key, paths)
+    access = access_to_ask(key_choice(key), paths, named)
+    return ask_for_status(named, access.key, paths, transport)
 
 
-def facts_of_mesh(peers: tuple[str, ...], key: str | None) -> FactsReply:
+def facts_of_mesh(peers: tuple[str, ...], key: str | None, transport: str = "auto") -> FactsReply:
     """Ask a device of this device's mesh for all that it makes plans of."""
     from edgellama.net.paths import StatePaths
     from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_for_facts
 
     paths, named = StatePaths.locate(), peer_addresses(peers)
-    return ask_for_facts(named, access_to_ask(key_choice(key), paths, named).key, paths)
+    access = access_to_ask(key_choice(key), paths, named)
+    return ask_for_facts(named, access.key, paths, transport)
 
 
 def status_object(status: StatusReply) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
                 "layers": list(member.span),
                 "home": member.home,
                 "activations": member.wire,
+                "transport": member.transport,
                 "state": member.record.state,
                 "backend": member.record.backend,
                 "release": member.record.release,

@@ -277,6 +277,8 @@ def _traffic(member: MemberStatus) -> str:
     total = counters.bytes_sent + counters.bytes_received
     packets = counters.packets_sent + counters.packets_received
     again = counters.packets_retransmitted
+    if member.transport == "tcp":
+        return f"{format_size(total)} by TCP"
     return f"{format_size(total)}, {packets} packets" + (f", {again} again" if again else "")
 
 

@@ -70,10 +70,11 @@ KEYS_S_MAX = 2 * KEYS_S
 BURST_DATAGRAMS_MAX = 32
 """Datagrams given out in one call, so that a driver turns to reading and to other peers."""
 
-_CLOSE_REASONS: dict[int, str] = {
+CLOSE_REASONS: dict[int, str] = {
     CloseCode.LEAVING: "it left",
     CloseCode.OVERLOADED: "it had more to send than this device takes",
     CloseCode.UNHEARD: "it no longer hears this device",
+    CloseCode.MOVED: "it goes on over another transport",
 }
 
 
@@ -198,7 +199,7 @@ class Connection:
             if isinstance(frame, Acknowledgement):
                 self._on_acknowledgement(frame, now)
             elif isinstance(frame, Close):
-                self.ended = _CLOSE_REASONS.get(frame.code, "it closed the connection")
+                self.ended = CLOSE_REASONS.get(frame.code, "it closed the connection")
                 self.left = frame.code == CloseCode.LEAVING
             else:
                 eliciting = True

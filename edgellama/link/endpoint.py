@@ -137,6 +137,10 @@ class Endpoint:
         for half in list(self._half_open.values()):
             self._forget_half_open(half)
 
+    def note_life(self, node: NodeId, incarnation: int) -> None:
+        """Take note of a life that is connected by another transport."""
+        self._lives.connect(node, incarnation)
+
     def renew_keys(self, node: NodeId, now: float) -> None:
         """Ask for new keys before their time, on the side that asked for the connection."""
         connection = self._connections[node]
@@ -465,8 +469,7 @@ class Endpoint:
         datagrams = list(self._outbox)
         self._outbox.clear()
         for connection in self._connections.values():
-            address = connection.address
-            datagrams.extend((datagram, address) for datagram in connection.datagrams(now))
+            datagrams.extend((each, connection.address) for each in connection.datagrams(now))
         return datagrams
 
     def next_timer(self) -> float | None:

@@ -90,8 +90,9 @@ class Reports:
     def _member_status(self, plan: Plan | None, record: MemberRecord) -> MemberStatus:
         stage = plan.stage_of(record.node) if plan else None
         counters = self._surroundings.counters(None if record.node == self._me else record.node)
+        transport = self._surroundings.transport(record.node)
         if plan is None or stage is None:
-            return MemberStatus(record, Span(0, 0), False, counters)
+            return MemberStatus(record, Span(0, 0), False, counters, transport=transport)
         span, wire = plan.stages[stage].span, plan.wire_from(stage)
         peer = plan.stages[(stage + 1) % len(plan.stages)].node
         facts = self._planning.active_facts
@@ -99,4 +100,5 @@ class Reports:
         return MemberStatus(
             *(record, span, stage == 0, counters, wire, self._planning.predicted(record.node)),
             self._measurements.stage_times(plan, record.node, peer, row_bytes(facts)),
+            transport,
         )

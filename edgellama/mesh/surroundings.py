@@ -20,6 +20,9 @@ class Surroundings(Protocol):
     def heard_at(self, node: NodeId) -> float | None:
         """Return when anything last came over the link to a member; None without a link."""
 
+    def transport(self, node: NodeId) -> str:
+        """Return what carries the link to ``node``: "udp", "tcp", or nothing."""
+
     def links(self) -> Sequence[LinkFacts]:
         """Return what has been measured of the links to other members."""
 

@@ -14,8 +14,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import TransferError
+from edgellama.net.tcp_options import tune
 from edgellama.net.throttle import PIECE_BYTES
-from edgellama.wire.noise import TAG_BYTES, Cipher
+from edgellama.wire.noise import TAG_BYTES
+from edgellama.wire.sealing import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +46,10 @@ class RecordStream:
     def __init__(self, connection: socket.socket, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self._connection = connection
-        self._sealing: _Sequence | None = None
-        self._opening: _Sequence | None = None
+        self._sealing: Sequence | None = None
+        self._opening: Sequence | None = None
         self.throttle: Throttle | None = None  # of what is sent
-        _tune(connection)
+        tune(connection)
 
     def close(self) -> None:
         """Close the connection."""
@@ -58,10 +60,14 @@ class RecordStream:
         with contextlib.suppress(OSError):  # it has ended by itself
             self._connection.shutdown(socket.SHUT_RDWR)
 
+    def detach(self) -> socket.socket:
+        """Return the connection for another use; nothing else is to be done with this."""
+        return socket.socket(fileno=self._connection.detach())
+
     def encrypt(self, keys: TransportKeys) -> None:
         """Use the keys of the handshake that has just ended, from the next byte on."""
-        self._sealing = _Sequence(keys.sending)
-        self._opening = _Sequence(keys.receiving)
+        self._sealing = Sequence(keys.sending)
+        self._opening = Sequence(keys.receiving)
 
     def send_plain(self, data: bytes) -> None:
         """Send a part of the handshake as it is."""
@@ -145,27 +151,3 @@ class RecordStream:
         if isinstance(error, TimeoutError):
             return f"did not answer within {self.timeout_s:g} s"
         return f"broke the connection off: {error.strerror or error}"
-
-
-class _Sequence:
-    """One direction's records, numbered from 0: left out, doubled or moved, none opens."""
-
-    def __init__(self, key: bytes) -> None:
-        self._cipher = Cipher(key)
-        self._next = 0
-
-    def seal(self, plaintext: bytes | memoryview) -> bytes:
-        self._next += 1
-        return self._cipher.seal(self._next - 1, plaintext)
-
-    def open(self, record: bytes | bytearray) -> bytes | None:
-        self._next += 1
-        return self._cipher.open(self._next - 1, record)
-
-
-def _tune(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the peer may be gone already; and both are wishes only
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_CONGESTION"):
-            # Twenty times the throughput of cubic at 5 % loss, where the kernel has it.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")

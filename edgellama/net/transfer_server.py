@@ -27,6 +27,7 @@ from edgellama.net.transfer_protocol import (
     RequestKind,
     answer_greeting,
 )
+from edgellama.wire.stream import STREAM_GREETING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,8 @@ class WeightServer:
     """Listens at ``host`` and ``port``, or a free port when that one is taken, until ``close``.
 
     ``lookup`` gives what can be served of a root, from any thread; ``throttle`` holds it back.
-    ``admit`` takes over a connection of a device that wants to join, and may raise TransferError.
+    ``admit`` takes over a connection of a device that wants to join, and may raise TransferError;
+    ``link`` takes a socket over which somebody wants a link, after its greeting.
     More than CONNECTIONS_MAX clients wait in the system's queue; junk, silence and clients of
     another mesh are cut off without a word. Raises NetworkError when nothing can be listened at.
     """
@@ -56,12 +58,14 @@ class WeightServer:
         lookup: Callable[[str], ChunkSource | None],
         *,
         admit: Callable[[RecordStream], None] | None = None,
+        link: Callable[[socket.socket], None] | None = None,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
         message_timeout_s: float = MESSAGE_TIMEOUT_S,
         throttle: Throttle | None = None,
     ) -> None:
         self.mesh_key = mesh_key  # for clients that come from now on
         self._admit = admit
+        self._link = link
         self._throttle = throttle or Throttle()
         self._lookup = lookup
         self._hello_timeout_s = hello_timeout_s
@@ -136,6 +140,8 @@ class WeightServer:
                 elif greeting == PAIRING_GREETING and self._admit is not None:
                     stream.timeout_s = PAIRING_TIMEOUT_S
                     self._admit(stream)
+                elif greeting == STREAM_GREETING and self._link is not None:
+                    self._link(stream.detach())
         finally:
             with self._lock:
                 self._open.pop(stream)

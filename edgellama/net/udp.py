@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgellama.link.endpoint import Endpoint, Event
+    from edgellama.link.links import Links
+    from edgellama.net.tcp import StreamSockets
 
 DEFAULT_PORT = 7711
 
@@ -151,17 +153,18 @@ class Handler(Protocol):
 
 
 class UdpDriver:
-    """Runs an Endpoint and a Handler over a socket, on the thread that calls ``run``.
+    """Runs an Endpoint, or all Links, and a Handler over sockets, on the thread that calls ``run``.
 
     The endpoint and the handler belong to that thread; others reach them with ``post``.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Endpoint | Links,
         udp_socket: UdpSocket,
         handler: Handler,
         clock: Callable[[], float] = time.monotonic,
+        streams: StreamSockets | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._socket = udp_socket
@@ -176,6 +179,9 @@ class UdpDriver:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._selector.register(udp_socket, selectors.EVENT_READ)
+        self._streams = streams
+        if streams is not None:
+            streams.attach(self._selector)
 
     def post(self, call: Callable[[float], None]) -> None:
         """Have the I/O thread run ``call(now)`` soon; may be called from any thread."""
@@ -189,6 +195,8 @@ class UdpDriver:
 
     def close(self) -> None:
         """Free what wakes the thread; ``run`` does so at its end."""
+        if self._streams is not None:
+            self._streams.close()
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
@@ -219,6 +227,8 @@ class UdpDriver:
         self._run_timers()
         self._hand_over_events()
         sent_all = self._send()
+        if self._streams is not None:
+            sent_all &= self._streams.pump(self._clock())
         wait_s = self._wait_s() if drained and sent_all else 0.0
         if self._unsent:
             wait_s = BLOCKED_RETRY_S
@@ -263,7 +273,10 @@ class UdpDriver:
 
     def _flush(self) -> None:
         for _ in range(FLUSHES_MAX):
-            if self._send():
+            sent_all = self._send()
+            if self._streams is not None:
+                self._streams.pump(self._clock())
+            if sent_all:
                 return
             if self._unsent:
                 self._wait(BLOCKED_RETRY_S)
@@ -280,3 +293,5 @@ class UdpDriver:
             if key.fileobj is self._wake_reader:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_reader.recv(4096)
+            elif self._streams is not None and isinstance(key.data, int):
+                self._streams.ready(key.data, self._clock())

@@ -121,6 +121,10 @@ class Alone(Nowhere):
         """Return nothing: there are no links."""
         return LinkCounters()
 
+    def transport(self, node: NodeId) -> str:
+        """Return nothing: there is nobody else."""
+        return ""
+
     def links(self) -> list[LinkFacts]:
         """Return nothing: there are no links."""
         return []

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from edgellama.errors import NoMeshError
+from edgellama.link.links import AUTO
 from edgellama.mesh.ordering import AnswerOrder
 from edgellama.net.facts import device_name, ram_offer_bytes
 from edgellama.net.packed import PackedCache
@@ -187,25 +188,31 @@ class MeshAsker:
 
 
 @contextmanager
-def mesh_asker(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> Iterator[MeshAsker]:
+def mesh_asker(
+    named: Sequence[Address], mesh_key: bytes, paths: StatePaths, transport: str = AUTO
+) -> Iterator[MeshAsker]:
     """Find a mesh.
 
     ``named`` are addresses that a person gave; without any, the node on this device, remembered
     peers and mDNS are tried. Raises NoMeshError where no member answers.
     """
-    with closing(MeshAsker(_connected(named, mesh_key, paths))) as asker:
+    with closing(MeshAsker(_connected(named, mesh_key, paths, transport))) as asker:
         yield asker
 
 
-def ask_for_status(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> StatusReply:
+def ask_for_status(
+    named: Sequence[Address], mesh_key: bytes, paths: StatePaths, transport: str = AUTO
+) -> StatusReply:
     """Return what a member says of its mesh. Raises NoMeshError when none answers."""
-    with mesh_asker(named, mesh_key, paths) as asker:
+    with mesh_asker(named, mesh_key, paths, transport) as asker:
         return asker.status()
 
 
-def ask_for_facts(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> FactsReply:
+def ask_for_facts(
+    named: Sequence[Address], mesh_key: bytes, paths: StatePaths, transport: str = AUTO
+) -> FactsReply:
     """Return all that a mesh makes plans of. Raises NoMeshError when no member answers."""
-    with mesh_asker(named, mesh_key, paths) as asker:
+    with mesh_asker(named, mesh_key, paths, transport) as asker:
         return asker.facts()
 
 
@@ -258,13 +265,15 @@ def device_asker(
         store.close()
 
 
-def _connected(named: Sequence[Address], mesh_key: bytes, paths: StatePaths) -> Guest:
+def _connected(
+    named: Sequence[Address], mesh_key: bytes, paths: StatePaths, transport: str = AUTO
+) -> Guest:
     here = paths.running()
     remembered: list[Address] = []
     if not named:
         peers = RememberedPeers(paths.peers).all()
         remembered = [here] if here else [peer.address for peer in peers]
-    guest = Guest(mesh_key)
+    guest = Guest(mesh_key, transport=transport)
     guest.start()
     try:
         guest.connect(named, remembered, mdns=not named and here is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from queue import Empty, SimpleQueue
@@ -13,21 +12,23 @@ from edgellama.link.endpoint import (
     Connected,
     DialFailed,
     Disconnected,
-    Endpoint,
     Event,
     Identity,
     MessageReceived,
     Priority,
 )
+from edgellama.link.links import AUTO
 from edgellama.mesh.gateway import DEVICES_WAIT_S, GATEWAY_SILENT_S
 from edgellama.net.discovery import Candidate, Discovery
 from edgellama.net.paths import new_node_id
-from edgellama.net.udp import UdpDriver, UdpSocket
+from edgellama.net.udp import UdpSocket
+from edgellama.node.linking import linking
 from edgellama.wire.messages import Message, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from edgellama.link.links import Links
     from edgellama.values import Address, NodeId
 
 CONNECT_WAIT_S: Final = 1.5  # mDNS answers within 0.2 s, at 20 % loss within 0.7 s
@@ -47,37 +48,38 @@ class _Inbox:
     While ``awaited`` names a member that answers, it says something every quarter of a second.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self.awaited: NodeId | None = None
-        self._endpoint = endpoint
+        self.links: Links | None = None  # whose events come here
 
     def handle_event(self, event: Event, now: float) -> None:
         self.events.put(event)
 
     def next_timer(self) -> float | None:
-        peer = self._endpoint.peers().get(self.awaited) if self.awaited else None
+        peer = self.links.peers().get(self.awaited) if self.links and self.awaited else None
         return None if peer is None else peer.silent_since + GATEWAY_SILENT_S
 
     def handle_timer(self, now: float) -> None:
         """Give up the member that is awaited and silent."""
         assert self.awaited is not None
-        self._endpoint.give_up(self.awaited, now)
+        assert self.links is not None
+        self.links.give_up(self.awaited, now)
         self.events.put(Disconnected(self.awaited, "it is silent"))
 
 
 class Guest:
     """One conversation with one member of a mesh."""
 
-    def __init__(self, mesh_key: bytes, listen: str = "0.0.0.0") -> None:
+    def __init__(self, mesh_key: bytes, listen: str = "0.0.0.0", transport: str = AUTO) -> None:
         self._mesh_key = mesh_key
         self._socket = UdpSocket(listen, 0)
         identity = Identity(new_node_id(), time.time_ns() // 1_000_000, guest=True)
-        self._endpoint = Endpoint(
-            identity, mesh_key, self._socket.window_packets, secrets.token_bytes
+        self._inbox = _Inbox()
+        self._links, _, self._driver = linking(
+            identity, mesh_key, self._socket, self._inbox, transport
         )
-        self._inbox = _Inbox(self._endpoint)
-        self._driver = UdpDriver(self._endpoint, self._socket, self._inbox)
+        self._inbox.links = self._links
         self._thread = threading.Thread(target=self._run, name="edgellama-link", daemon=True)
         self._members: list[NodeId] = []  # that there is a link to, the first found first
         self._gateway: NodeId | None = None
@@ -146,8 +148,8 @@ class Guest:
         data = encode(message)
 
         def send(now: float) -> None:
-            if gateway in self._endpoint.peers():
-                self._endpoint.send(gateway, data, Priority.CONTROL, now)
+            if gateway in self._links.peers():
+                self._links.send(gateway, data, Priority.CONTROL, now)
 
         self._driver.post(send)
 
@@ -185,7 +187,7 @@ class Guest:
         self._dial(candidate.address)
 
     def _dial(self, address: Address) -> None:
-        self._driver.post(lambda now: self._endpoint.dial(address, now))
+        self._driver.post(lambda now: self._links.dial(address, now))
 
     def _await_connection(self, deadline: float, dials: int) -> None:
         """Wait for the first member; ``dials`` that all fail end the wait early, if not 0."""
@@ -217,7 +219,8 @@ class Guest:
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, Connected) and not event.identity.guest:
-                self._members.append(event.identity.node)
+                if event.identity.node not in self._members:
+                    self._members.append(event.identity.node)
             elif isinstance(event, Disconnected) and event.node in self._members:
                 self._members.remove(event.node)
             return event

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgellama.net.facts import clean_name, device_name
 from edgellama.net.paths import StatePaths
+from edgellama.node.join_settings import JoinSettings
 from edgellama.node.kernels import DeviceKernels
-from edgellama.node.member import JoinSettings, Member
+from edgellama.node.member import Member
 from edgellama.node.memory_offer import MemoryOffer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class JoinOptions:
     threads: int | None
     kv_kind: str  # empty: as the mesh does
     wire: str  # empty: as the other end of each link asks
+    transport: str
     split: str = ""  # empty: as the mesh does
     sessions: int = 0  # 0: as the mesh does
 
@@ -75,6 +77,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.mdns,
             kv_kind=options.kv_kind,
             wire=options.wire,
+            transport=options.transport,
             split=options.split,
             sessions=options.sessions,
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgellama.errors import EdgellamaError, MisuseError
-from edgellama.link.endpoint import Disconnected, Endpoint, Priority
+from edgellama.link.endpoint import Disconnected, Priority
 from edgellama.wire.key_messages import Forgotten, InviteQuery, InviteReply, NewKey
 from edgellama.wire.messages import Failure, Message, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgellama.link.links import Links
     from edgellama.mesh.core import MeshNode
     from edgellama.mesh.effects import Administer
     from edgellama.node.key_holder import Invitation, KeyHolder
@@ -24,12 +25,12 @@ class KeyRequests:
     def __init__(
         self,
         keys: KeyHolder,
-        endpoint: Endpoint,
+        links: Links,
         core: MeshNode,
         invite: Callable[[], Invitation],
     ) -> None:
         self._keys = keys
-        self._endpoint = endpoint
+        self._links = links
         self._core = core
         self._invite = invite
 
@@ -63,10 +64,10 @@ class KeyRequests:
         return tuple(told)
 
     def _shut_out(self, node: NodeId, now: float) -> None:
-        if node in self._endpoint.peers():
-            self._endpoint.disconnect(node, now)
+        if node in self._links.peers():
+            self._links.disconnect(node, now)
             self._core.handle_event(Disconnected(node, "it was forgotten", left=True), now)
 
     def _send(self, node: NodeId, message: Message, now: float) -> None:
-        if node in self._endpoint.peers():
-            self._endpoint.send(node, encode(message), Priority.CONTROL, now)
+        if node in self._links.peers():
+            self._links.send(node, encode(message), Priority.CONTROL, now)

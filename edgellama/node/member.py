@@ -6,16 +6,15 @@ loads; those of the weight server and of mDNS. They meet in queues only.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import edgellama
-from edgellama.errors import DuplicateIdentityError, EdgellamaError, NetworkError
-from edgellama.link.endpoint import Connected, Endpoint, Event, Identity
+from edgellama.errors import DuplicateIdentityError, EdgellamaError
+from edgellama.link.endpoint import Connected, Event, Identity
+from edgellama.link.links import UDP
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
     Administer,
@@ -38,17 +37,18 @@ from edgellama.net.discovery import Candidate, Discovery
 from edgellama.net.interfaces import interfaces_for_discovery
 from edgellama.net.mesh_key import MeshKeyFile
 from edgellama.net.packed import PackedCache
-from edgellama.net.peers import DEFAULT_PORT, RememberedPeers
+from edgellama.net.peers import RememberedPeers
 from edgellama.net.session_files import SessionFiles
 from edgellama.net.store import Store
 from edgellama.net.supply import WeightSource
 from edgellama.net.throttle import Throttle
 from edgellama.net.transfer_server import WeightServer
-from edgellama.net.udp import UdpDriver, UdpSocket
 from edgellama.node.compute import ComputeThread
 from edgellama.node.engine import Engine, LoadedSpan
+from edgellama.node.join_settings import JoinSettings, bound_socket
 from edgellama.node.key_holder import Invitation, KeyHolder
 from edgellama.node.key_requests import KeyRequests
+from edgellama.node.linking import linking
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
 from edgellama.node.measuring import link_facts
@@ -59,8 +59,8 @@ from edgellama.wire.activations import lz4_available
 from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from edgellama_kernels import Kernels
 
@@ -68,31 +68,10 @@ if TYPE_CHECKING:
     from edgellama.net.paths import StatePaths
     from edgellama.net.record_stream import RecordStream
     from edgellama.node.kernels import DeviceKernels
-    from edgellama.node.memory_offer import MemoryOffer
     from edgellama.values import DeviceSpeed
 
 SESSIONS_MAX: Final = 2
 STOP_WAIT_S: Final = 5.0
-
-
-@dataclass(frozen=True)
-class JoinSettings:
-    """What a person said to ``join``; see there. ``port`` None takes the usual or a free one."""
-
-    mesh_key: bytes
-    key_is_kept: bool
-    model: Path | None
-    name: str
-    offer: MemoryOffer
-    port: int | None
-    listen: str | None
-    peers: tuple[Address, ...]
-    context: int
-    mdns: bool
-    kv_kind: str = ""  # empty: as the mesh does
-    wire: str = ""  # empty: as the other end of each link asks
-    split: str = ""  # empty: as the mesh does
-    sessions: int = 0  # 0: as the mesh does
 
 
 class _LinkHandler:
@@ -148,26 +127,28 @@ class Member:
         self._keys = KeyHolder(settings.mesh_key, key_file, self._use_key, self._announce, tell)
         self._discovery: Discovery | None = None
         self.addresses = interfaces_for_discovery(settings.listen)
-        self._socket = _bind(settings)
+        self._socket = bound_socket(settings)
+        node = paths.node_id()
+        incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
+        identity, handler = Identity(node, incarnation), _LinkHandler(self)
+        self._links, self._stream_sockets, self._driver = linking(
+            identity, settings.mesh_key, self._socket, handler, settings.transport
+        )
         self._server = WeightServer(
             *(settings.listen or "0.0.0.0", self._socket.address.port),
             *(settings.mesh_key, self._store.source),
             admit=self._admit,
+            link=None if settings.transport == UDP else self._take_over,
             throttle=self._throttle,
         )
         host = self.addresses[0] if self.addresses else ""
         self.address = Address(host, self._socket.address.port)
-        me = self._own_record(facts, kernel_digest)
-        self._endpoint = Endpoint(
-            *(Identity(me.node, me.incarnation), settings.mesh_key),
-            *(self._socket.window_packets, secrets.token_bytes),
-        )
+        me = self._own_record(facts, kernel_digest, identity)
         self._sessions = SessionThread(SessionFiles(paths.sessions), tell)
         kept, open_mesh = self._sessions.kept(), not settings.mesh_key
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=open_mesh, kept=kept)
         self.core.stage.row_codec = kernels.now.row_codec
-        self._driver = UdpDriver(self._endpoint, self._socket, _LinkHandler(self))
-        self._key_requests = KeyRequests(self._keys, self._endpoint, self.core, self.invite)
+        self._key_requests = KeyRequests(self._keys, self._links, self.core, self.invite)
         self._link_thread = threading.Thread(
             target=self._run_link, name="edgellama-link", daemon=True
         )
@@ -176,12 +157,13 @@ class Member:
         self._tried_root = ""  # the model whose layers have shown their speed here
         self._loads = LoadThread(self._load, self._loaded, self._report_load, self._end)
 
-    def _own_record(self, facts: ModelFacts | None, kernel_digest: str) -> MemberRecord:
+    def _own_record(
+        self, facts: ModelFacts | None, kernel_digest: str, identity: Identity
+    ) -> MemberRecord:
         """Return what this device says of itself in this life."""
-        settings, kernels, paths = self._settings, self._kernels.now, self._paths
-        incarnation = paths.next_incarnation(time.time_ns() // 1_000_000)
+        settings, kernels = self._settings, self._kernels.now
         return MemberRecord(
-            *(paths.node_id(), incarnation, 1, ALIVE, settings.name, self.address.host),
+            *(identity.node, identity.incarnation, 1, ALIVE, settings.name, self.address.host),
             *(self.address.port, self._server.port, settings.offer.told_bytes, settings.context),
             *(kernels.name, kernel_digest, facts.root if facts else "", lz4_available()),
             edgellama.__version__,
@@ -271,22 +253,26 @@ class Member:
 
     def heard_at(self, node: NodeId) -> float | None:
         """Return when anything last came from a peer; on the I/O thread."""
-        peer = self._endpoint.peers().get(node)
+        peer = self._links.peers().get(node)
         return None if peer is None else peer.silent_since
 
     def counters(self, node: NodeId | None) -> LinkCounters:
         """Return what has gone over one link or all; on the I/O thread."""
         if node is None:
-            return self._endpoint.total_counters()
+            return self._links.total_counters()
         try:
-            return self._endpoint.counters(node)
+            return self._links.counters(node)
         except KeyError:
             return LinkCounters()
+
+    def transport(self, node: NodeId) -> str:
+        """Return what carries the link to a node, empty without one; on the I/O thread."""
+        return self._links.transport_of(node)
 
     def links(self) -> list[LinkFacts]:
         """Return what the links to other members have measured; on the I/O thread."""
         me = self.core.membership.me.node
-        return link_facts(me, self._endpoint.peers(), self._endpoint.counters)
+        return link_facts(me, self._links.peers(), self._links.counters)
 
     def clock_ms(self) -> int:
         """Return this device's clock, milliseconds since 1970."""
@@ -350,17 +336,28 @@ class Member:
     def _do_on_links(self, effect: Send | Dial | HangUp, now: float) -> None:
         match effect:
             case Send():
-                if effect.node in self._endpoint.peers():
+                if effect.node in self._links.peers():
                     data = encode(effect.message)
-                    self._endpoint.send(effect.node, data, effect.priority, now)
+                    self._links.send(effect.node, data, effect.priority, now)
             case Dial():
-                self._endpoint.dial(effect.address, now)
+                self._links.dial(effect.address, now, self._stream_address(effect.address))
             case HangUp():
-                self._endpoint.give_up(effect.node, now)
+                self._links.give_up(effect.node, now)
+
+    def _stream_address(self, address: Address) -> Address | None:
+        """Return where a member listens for TCP whose datagrams go to an address."""
+        for record in self.core.membership.records():
+            if (record.host, record.port) == address:
+                return Address(record.host, record.transfer_port)
+        return None
+
+    def _take_over(self, connection: socket.socket) -> None:
+        """Take a connection over which somebody wants a link; on a thread of the server's."""
+        self._driver.post(lambda now: self._stream_sockets.accept(connection, now))
 
     def _use_key(self, key: bytes) -> None:
         """Put another key to use; on the I/O thread."""
-        self._endpoint.set_mesh_key(key)
+        self._links.set_mesh_key(key)
         self._server.mesh_key = key
         self._loader.mesh_key = key
         if self._discovery is not None:
@@ -384,7 +381,8 @@ class Member:
         others.sort(key=lambda each: (not each.model_root, each.node < me, each.node))
         return tuple(
             WeightSource(
-                Address(each.host, each.transfer_port),
+                # Whom this device reached by TCP it reaches there for weights, too.
+                self._links.stream_address(each.node) or Address(each.host, each.transfer_port),
                 each.name,
                 bool(each.model_root),
                 f"{each.node} {each.incarnation}",
@@ -453,8 +451,8 @@ class Member:
     def _leave(self, now: float) -> None:
         self.core.leave(now)
         self._carry_out(now)
-        for node in list(self._endpoint.peers()):
-            self._endpoint.disconnect(node, now)
+        for node in list(self._links.peers()):
+            self._links.disconnect(node, now)
 
     def _found(self, candidate: Candidate) -> None:
         if candidate.node != self.core.membership.me.node:
@@ -473,9 +471,11 @@ class Member:
             self._tell(text)
 
     def _dial(self, address: Address) -> None:
-        self._driver.post(lambda now: self._endpoint.dial(address, now))
+        self._driver.post(lambda now: self._links.dial(address, now))
 
     def _remember(self, event: Connected) -> None:
+        if not event.address.port:
+            return  # it came by TCP, from where nobody listens
         self._peers.remember(event.identity.node, event.address, time.time_ns() // 1_000_000)
         try:
             self._peers.save()
@@ -488,13 +488,3 @@ class Member:
     def _end(self, error: BaseException) -> None:
         self._error = self._error or error
         self._ended.set()
-
-
-def _bind(settings: JoinSettings) -> UdpSocket:
-    host = settings.listen or "0.0.0.0"
-    if settings.port is not None:
-        return UdpSocket(host, settings.port)
-    try:
-        return UdpSocket(host, DEFAULT_PORT)
-    except NetworkError:
-        return UdpSocket(host, 0)  # announced, so nobody has to know it

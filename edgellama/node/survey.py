@@ -71,8 +71,8 @@ class Survey(Guest):
         asked = set(self._members)
 
         def send(now: float) -> None:
-            for node in asked & self._endpoint.peers().keys():
-                self._endpoint.send(node, data, Priority.CONTROL, now)
+            for node in asked & self._links.peers().keys():
+                self._links.send(node, data, Priority.CONTROL, now)
 
         self._driver.post(send)
         replies: dict[NodeId, Reply] = {}
@@ -98,7 +98,7 @@ class Survey(Guest):
         answer: SimpleQueue[dict[NodeId, float]] = SimpleQueue()
 
         def look(_: float) -> None:
-            peers = self._endpoint.peers().items()
+            peers = self._links.peers().items()
             answer.put({n: p.round_trip_s for n, p in peers if p.round_trip_s is not None})
 
         self._driver.post(look)

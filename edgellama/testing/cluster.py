@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from edgellama.link.links import UDP
 from edgellama.testing.cluster_asking import Answer, ClusterError, ClusterGuest
 from edgellama.testing.cluster_node import SESSIONS_MAX, ClusterNode
 from edgellama.testing.fake_model import (
@@ -21,6 +22,7 @@ from edgellama.testing.fake_model import (
     ram_bytes,
 )
 from edgellama.testing.network import Conditions, SimulatedNetwork
+from edgellama.testing.streams import Pipes
 from edgellama.values import Address, NodeId, SamplingSettings, Turn
 from edgellama.wire.messages import ALIVE, Ask, MemberRecord
 
@@ -63,6 +65,7 @@ class SimulatedCluster:
     ) -> None:
         self.dice = random.Random(f"cluster {seed}")  # noqa: S311 - dice, not secrets
         self.network = SimulatedNetwork(seed, conditions)
+        self.pipes = Pipes(self.network)
         self.model = model or FakeModel()
         self.pace = pace or Pace()
         self.nodes: dict[str, ClusterNode] = {}  # the latest life of each, by name
@@ -85,11 +88,12 @@ class SimulatedCluster:
         context: int = 0,
         node: NodeId = "",
         wire: str = "",
+        transport: str = UDP,
     ) -> ClusterNode:
         """Start a device that offers memory for so many layers, or start it again.
 
         ``model`` is the one whose file it offers; ``node`` names its id instead of the dice;
-        ``wire`` is what its links shall carry.
+        ``wire`` is what its links shall carry, ``transport`` what shall carry them.
         """
         self._lives += 1
         fresh = Address(f"10.0.0.{len(self._identities) + 1}", 7711)
@@ -106,7 +110,7 @@ class SimulatedCluster:
             *(True, "0"),
             wire=wire,
         )
-        started = self.nodes[name] = ClusterNode(self, me, model)
+        started = self.nodes[name] = ClusterNode(self, me, model, transport)
         started.host.act(lambda _: None)  # from here on its timers run
         self._seek(started)
         return started

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EdgellamaError, TransferError
 from edgellama.link.endpoint import Event, Identity
+from edgellama.link.links import UDP
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
     Dial,
@@ -24,6 +25,7 @@ from edgellama.mesh.effects import (
 from edgellama.testing.cluster_asking import MESH_KEY, Answer
 from edgellama.testing.fake_model import FakeEngine, FakeModel, FakeTokenizer
 from edgellama.testing.network import SimulatedHost
+from edgellama.testing.streams import StreamingHost
 from edgellama.values import Address, LinkCounters, LinkFacts, NodeId
 from edgellama.wire.messages import Ask, MemberRecord, Message, encode
 
@@ -41,7 +43,11 @@ class ClusterNode:
     """One device: what ``Member`` is, in virtual time."""
 
     def __init__(
-        self, cluster: SimulatedCluster, me: MemberRecord, model: FakeModel | None
+        self,
+        cluster: SimulatedCluster,
+        me: MemberRecord,
+        model: FakeModel | None,
+        transport: str = UDP,
     ) -> None:
         self._cluster = cluster
         self.name = me.name
@@ -53,11 +59,13 @@ class ClusterNode:
         self._tokenizer: FakeTokenizer | None = None
         self._queue: deque[tuple[Callable[[], None], float]] = deque()  # the compute thread's
         self._loads = 0
-        self.host = SimulatedHost(
-            cluster.network,
-            Identity(me.node, me.incarnation),
-            Address(me.host, me.port),
-            MESH_KEY,
+        identity, address = Identity(me.node, me.incarnation), Address(me.host, me.port)
+        self.host = (
+            SimulatedHost(cluster.network, identity, address, MESH_KEY)
+            if transport == UDP
+            else StreamingHost(
+                cluster.network, cluster.pipes, identity, address, MESH_KEY, transport
+            )
         )
         facts = model.facts if model else None
         self.core = MeshNode(me, facts, SESSIONS_MAX, self, open_mesh=False)
@@ -88,6 +96,12 @@ class ClusterNode:
             return self.host.endpoint.counters(node)
         except KeyError:
             return LinkCounters()
+
+    def transport(self, node: NodeId) -> str:
+        """Return what carries a link."""
+        if isinstance(self.host, StreamingHost):
+            return self.host.links.transport_of(node)
+        return UDP if node in self.host.endpoint.peers() else ""
 
     def links(self) -> list[LinkFacts]:
         """Return the round trips to other members."""

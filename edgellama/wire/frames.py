@@ -51,6 +51,7 @@ class CloseCode(IntEnum):
     LEAVING = 0
     OVERLOADED = 1  # more messages wait than the peer takes
     UNHEARD = 2  # nothing came from the peer for too long
+    MOVED = 3  # of a connection over TCP: another one between the same two stands
 
 
 class Fragment(NamedTuple):

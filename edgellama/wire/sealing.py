@@ -14,7 +14,7 @@ from edgellama.wire.datagram import HEADER_BYTES
 from edgellama.wire.noise import KEY_BYTES, Cipher
 
 if TYPE_CHECKING:
-    from edgellama.wire.noise import TransportKeys
+    from edgellama.wire.noise import Buffer, TransportKeys
 
 LINK_PROLOGUE: Final = b"edgellama link 2"
 COOKIE_PURPOSE: Final = b"edgellama cookie"
@@ -59,3 +59,28 @@ class Seal:
         header = datagram[:HEADER_BYTES]
         (packet_number,) = _PACKET_NUMBER.unpack(header)
         return self._receiving.open(packet_number, datagram[HEADER_BYTES:], header)
+
+
+class Sequence:
+    """One direction's records, numbered from 0: left out, doubled or moved, none opens."""
+
+    __slots__ = ("_cipher", "_next")
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = Cipher(key)
+        self._next = 0
+
+    @property
+    def records(self) -> int:
+        """How many have been sealed or opened."""
+        return self._next
+
+    def seal(self, plaintext: Buffer, associated: bytes = b"") -> bytes:
+        """Return the next record."""
+        self._next += 1
+        return self._cipher.seal(self._next - 1, plaintext, associated)
+
+    def open(self, record: Buffer, associated: bytes = b"") -> bytes | None:
+        """Return what the next record holds; None when it is not the expected one."""
+        self._next += 1
+        return self._cipher.open(self._next - 1, record, associated)

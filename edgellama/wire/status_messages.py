@@ -55,6 +55,7 @@ class MemberStatus:
     wire: str = WIRE_F16  # how it sends hidden states on under the plan
     predicted: StageTimes = NOT_MEASURED
     measured: StageTimes = NOT_MEASURED
+    transport: str = ""  # what carries the link to it: "udp", "tcp", or nothing
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ STATUS_MESSAGES: Final[dict[int, Kind]] = {
             Many(
                 Record(
                     *(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS, Choice(*WIRES)),
-                    *(STAGE_TIMES, STAGE_TIMES),
+                    *(STAGE_TIMES, STAGE_TIMES, Choice("", "udp", "tcp")),
                 ),
                 MEMBERS_MAX,
             ),

@@ -99,6 +99,20 @@ class Bridge:
         for name in self.hosts:
             run(f"ip netns exec {name} nft -f -", input=table)
 
+    def drop_datagrams(self, place: Place, *, multicast: bool) -> None:
+        """Let no UDP in over a host's LAN, mDNS neither unless ``multicast``."""
+        but = "udp dport != 5353 udp sport != 5353" if multicast else "meta l4proto udp"
+        rule = f'iifname "{LAN}" {but} drop'
+        chain = f"chain input {{\n type filter hook input priority 0\n {rule}\n }}\n"
+        run(f"ip netns exec {self._name(place)} nft -f -", input=f"table inet deaf {{\n{chain}}}\n")
+
+    def pass_all(self, place: Place) -> None:
+        """Undo ``drop_datagrams``."""
+        run(f"ip netns exec {self._name(place)} nft delete table inet deaf")
+
+    def _name(self, place: Place) -> str:
+        return f"{self.name}-{place.address.rpartition('.')[2]}"
+
     def close(self) -> None:
         atexit.unregister(self.close)
         remove_namespaces(lambda name: name.startswith(f"{self.name}-"))

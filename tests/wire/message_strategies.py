@@ -190,6 +190,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
             st.builds(
                 wire.MemberStatus,
                 *(members, spans, st.booleans(), counters, st.sampled_from(WIRES), times, times),
+                st.sampled_from(["", "udp", "tcp"]),
             ),
             max_size=2,
         ).map(tuple),

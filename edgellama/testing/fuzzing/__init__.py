@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from edgellama.testing.fuzzing import link, mesh, model_files, mutation, transfer, wire
+from edgellama.testing.fuzzing import link, mesh, model_files, mutation, streams, transfer, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +32,8 @@ TARGETS: Final[dict[str, Target]] = {
     "messages": Target(wire.messages, wire.message_seeds, 2048),
     "activations": Target(wire.activations, wire.activation_seeds, 1024),
     "link": Target(link.link, link.link_seeds, 2048),
+    "stream_frames": Target(streams.stream_frames, streams.stream_frame_seeds, 1024),
+    "streams": Target(streams.streams, streams.stream_seeds, 2048),
     "mesh": Target(mesh.mesh, mesh.mesh_seeds, 4096, mutation.mutated),
     "gguf": Target(model_files.gguf, model_files.gguf_seeds, 4096),
     "templates": Target(model_files.templates, model_files.template_seeds, 1024),

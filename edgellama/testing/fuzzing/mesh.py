@@ -72,6 +72,9 @@ class _Surroundings:
     def counters(self, node: NodeId | None) -> LinkCounters:
         return LinkCounters()
 
+    def transport(self, node: NodeId) -> str:
+        return ""
+
     def links(self) -> list[LinkFacts]:
         return []
 

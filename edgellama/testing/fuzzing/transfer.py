@@ -234,11 +234,12 @@ def manifest_seeds() -> Iterator[bytes]:
 def weight_server_seeds() -> Iterator[bytes]:
     """Yield honest requests, and a greeting under a key that is not the mesh's."""
     past = min(CHUNKS_PER_REQUEST_MAX, MANIFEST.chunks)
-    requests = [
-        Request(kind, MANIFEST.root, 0, past if kind in ASKS_FOR_CHUNKS else 0)
-        for kind in RequestKind
-    ]
-    yield b"\1" + b"".join(_piece(request.encode()) for request in requests)
+    for root in (MANIFEST.root, "0" * len(MANIFEST.root)):
+        for kind in RequestKind:
+            asked = (0, past) if kind in ASKS_FOR_CHUNKS else (0, 0)
+            request = _piece(Request(kind, root, *asked).encode())
+            yield b"\1" + request
+            yield b"\1" + request * 2 + _piece(Request(RequestKind.MANIFEST, root).encode())
     yield b"\0" + bytes(48)
 
 
