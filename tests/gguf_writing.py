@@ -77,6 +77,18 @@ def tool(name: str) -> ModuleType:
     return sys.modules[name]
 
 
+def with_template(source: Path, template: str, target: Path | None = None) -> Path:
+    """Write a model again with a chat template, its length such that all offsets stay."""
+    raw = source.read_bytes()
+    name, keys = "tokenizer.chat_template", struct.unpack_from("<Q", raw, 16)[0]
+    missing = -(len(key(name, 8, string(template))) + 4) % 32
+    added = key(name, 8, string(template + "{#" + " " * missing + "#}"))
+    assert len(added) % 32 == 0
+    target = target or source.with_name("chat.gguf")
+    target.write_bytes(raw[:16] + struct.pack("<Q", keys + 1) + added + raw[24:])
+    return target
+
+
 def string(text: str | bytes) -> bytes:
     """Encode a GGUF string; bytes are taken as they are, so they may be no UTF-8."""
     raw = text.encode() if isinstance(text, str) else text

@@ -67,7 +67,7 @@ class Dialogue:
             "/save": _Command(
                 self._save, "/save [FILE]", "write the conversation; .json for programs"
             ),
-            "/status": _Command(self._status, "/status", "who answers, and how full the context"),
+            "/status": _Command(self._status, "/status", "who answers; how full the context is"),
             "/quit": _Command(self._quit, "/quit", "end the conversation, as Ctrl-D does"),
         }
 
