@@ -25,16 +25,13 @@ class ReceivedPackets:
         self._window_packets = window_packets
         self._ranges = Ranges()
         self._floor = 0  # below it every packet counts as seen
-        self._largest = -1
+        self.largest = -1
+        """The highest packet number so far; -1 before the first."""
         self._largest_at = 0.0
-        self._unacknowledged = 0
+        self.waiting = 0
+        """How many packets are to be acknowledged, now or later."""
         self._timer: float | None = None
         self._at_once = False
-
-    @property
-    def largest(self) -> int:
-        """The highest packet number so far; -1 before the first."""
-        return self._largest
 
     def seen(self, packet_number: int) -> bool:
         """Return whether a packet is a duplicate, or too old to tell."""
@@ -42,17 +39,17 @@ class ReceivedPackets:
 
     def record(self, packet_number: int, now: float, *, eliciting: bool) -> None:
         """Note a packet that was not seen before and whose frames took effect."""
-        in_order = packet_number == self._largest + 1
+        in_order = packet_number == self.largest + 1
         self._ranges.add(packet_number)
         if len(self._ranges) > RANGES_KEPT_MAX:
             self._floor = self._ranges.drop_lowest() + 1
-        if packet_number > self._largest:
-            self._largest = packet_number
+        if packet_number > self.largest:
+            self.largest = packet_number
             self._largest_at = now
         if not eliciting:
             return
-        self._unacknowledged += 1
-        if not in_order or self._unacknowledged >= ACK_PACKETS_MAX:
+        self.waiting += 1
+        if not in_order or self.waiting >= ACK_PACKETS_MAX:
             self._at_once = True
         if self._timer is None:
             self._timer = now + ACK_DELAY_MAX_S
@@ -60,28 +57,24 @@ class ReceivedPackets:
     def acknowledge_at_once(self) -> None:
         """Let the acknowledgement not wait: a message has become complete."""
         self._at_once = True
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there is something to acknowledge, now or later."""
-        return self._unacknowledged > 0
+        self.waiting = max(1, self.waiting)
 
     def due(self, now: float) -> bool:
         """Return whether an acknowledgement must go out even with no data to ride on."""
-        if not self._unacknowledged:
+        if not self.waiting:
             return False
         return self._at_once or (self._timer is not None and self._timer <= now)
 
     def timer(self) -> float | None:
         """Return when an acknowledgement will be due."""
-        return self._timer if self._unacknowledged else None
+        return self._timer if self.waiting else None
 
     def frame(self, now: float, room_bytes: int) -> bytes:
         """Return the acknowledgement of everything so far, or nothing when it does not fit."""
         count = acknowledgement_ranges_max(room_bytes)
         if count < 1:
             return b""
-        self._unacknowledged = 0
+        self.waiting = 0
         self._at_once = False
         self._timer = None
         ranges = self._ranges.newest(count)

@@ -6,12 +6,12 @@ Sans-IO: after each call that puts something in, take every event with ``next_ev
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from edgellama.link.admission import FloodGuard, Lives
-from edgellama.link.connection import Connection
+from edgellama.link.connection import BURST_DATAGRAMS_MAX, Connection
 from edgellama.link.events import (
     Connected,
     DialFailed,
@@ -19,11 +19,12 @@ from edgellama.link.events import (
     Event,
     MessageReceived,
 )
+from edgellama.link.half_opens import HalfOpens
 from edgellama.link.handshake import Dial, HalfOpen, Initiation, half_open, open_initiation
-from edgellama.link.identity import Identity
+from edgellama.link.identity import Identity, PeerInfo
+from edgellama.link.receivers import Keyed, Receivers
 from edgellama.values import NODE_ID_DIGITS, Address, LinkCounters, NodeId
 from edgellama.wire.datagram import (
-    INDEX_BYTES,
     PROTOCOL_VERSION,
     WINDOW_PACKETS_MIN,
     DatagramType,
@@ -33,10 +34,12 @@ from edgellama.wire.datagram import (
 )
 from edgellama.wire.frames import MESSAGE_BYTES_MAX, CloseCode, Priority
 from edgellama.wire.noise import Opening
-from edgellama.wire.sealing import LINK_PROLOGUE, Seal, mesh_psk
+from edgellama.wire.sealing import LINK_PROLOGUE, mesh_psk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from edgellama.wire.sealing import Seal
 
 __all__ = [
     "Connected",
@@ -50,36 +53,17 @@ __all__ = [
     "Priority",
 ]
 
+_DATA = int(DatagramType.DATA)  # an enum's members are slow to read
+
 CONNECTIONS_MAX = 256
 DIALS_MAX = 512
 """Enough to try every address of a home network at once."""
 
-HALF_OPEN_MAX = 64
 EVENTS_MAX = 4096
 """Beyond so many events not taken, datagrams are dropped as a full socket would drop them."""
 
-OLD_KEYS_S = 10.0
-"""How long packets under the keys before the newest are still taken: longer than any is late."""
-
 CLOSE_COPIES = 3
 """A lost close costs the peer seconds, and the sender may not be there to repeat it."""
-
-
-@dataclass(frozen=True)
-class PeerInfo:
-    """What is known of a connected peer."""
-
-    identity: Identity
-    address: Address
-    round_trip_s: float | None  # smoothed; None before the first measurement
-    silent_since: float  # when the last authenticated packet came
-
-
-class _Keyed(NamedTuple):
-    """What stands behind a receiver index of a connection: its seal, of new keys or of old."""
-
-    connection: Connection
-    seal: Seal
 
 
 class Endpoint:
@@ -104,11 +88,11 @@ class Endpoint:
         self._entropy = entropy
         self._events: deque[Event] = deque()
         self._outbox: deque[tuple[bytes, Address]] = deque()  # handshakes and closes
-        self._by_index: dict[int, Dial | HalfOpen | _Keyed] = {}
+        self._by_index = Receivers(entropy)
         self._dials: dict[Address, Dial] = {}
-        self._half_open: dict[bytes, HalfOpen] = {}  # by the initiator's ephemeral bytes
+        self._half_open = HalfOpens(self._by_index)
         self._connections: dict[NodeId, Connection] = {}
-        self._old_keys: deque[tuple[float, int]] = deque()  # when to forget which index
+        self._active: dict[Connection, None] = {}  # those that may have something to send
         self._lives = Lives()
         self._guard = FloodGuard(entropy)
         self._handshakes = 0  # begun in this life
@@ -129,13 +113,18 @@ class Endpoint:
             return
         self._begin(address, None, now)
 
+    def explain(self, address: Address, reason: str) -> None:
+        """Say why nothing may come of a dial: its failure tells it, if it does fail."""
+        dial = self._dials.get(address)
+        if dial is not None:
+            dial.failure = reason
+
     def set_mesh_key(self, mesh_key: bytes) -> None:
         """Make every handshake from now on with another key; connections stay as they are."""
         self._opening = Opening(mesh_psk(mesh_key), LINK_PROLOGUE)
         for dial in list(self._dials.values()):
             self._fail(dial, "the mesh has another key now")
-        for half in list(self._half_open.values()):
-            self._forget_half_open(half)
+        self._half_open.forget_all()
 
     def note_life(self, node: NodeId, incarnation: int) -> None:
         """Take note of a life that is connected by another transport."""
@@ -155,6 +144,7 @@ class Endpoint:
         assert len(message) <= MESSAGE_BYTES_MAX
         connection = self._connections[node]
         connection.send(message, priority, now)
+        self._active[connection] = None
         if connection.ended is not None:
             self._end(connection, connection.ended, CloseCode.OVERLOADED)
 
@@ -174,7 +164,7 @@ class Endpoint:
             node: PeerInfo(
                 connection.identity,
                 connection.address,
-                connection.recovery.rtt.smoothed if connection.recovery.rtt.measured else None,
+                connection.round_trip_s,
                 connection.heard_at,
             )
             for node, connection in self._connections.items()
@@ -199,6 +189,11 @@ class Endpoint:
         """Return the next event, or None when there is none."""
         return self._events.popleft() if self._events else None
 
+    @property
+    def has_events(self) -> bool:
+        """Whether ``next_event`` has one to give."""
+        return bool(self._events)
+
     # Receiving
 
     def receive_datagram(self, data: bytes | memoryview, address: Address, now: float) -> None:
@@ -208,23 +203,21 @@ class Endpoint:
         if header is None or len(self._events) >= EVENTS_MAX:
             return
         if header.version != PROTOCOL_VERSION:
-            dial = self._dials.get(address)
-            if dial is not None:  # a hint for a person, no more: nothing here is authenticated
-                dial.failure = "it may run another version of edgellama"
-            return
-        if header.kind == DatagramType.INITIATION:
-            self._receive_initiation(datagram, header, address, now)
-            return
-        receiver = self._by_index.get(header.receiver_index)
-        if receiver is None:
+            # A hint for a person, no more: nothing here is authenticated.
+            self.explain(address, "it may run another version of edgellama")
             return
         # The table of states: a kind of datagram that is missing here means nothing to its
         # receiver in its present state.
-        if isinstance(receiver, _Keyed):
-            if header.kind == DatagramType.DATA:
+        receiver = self._by_index.get(header.receiver_index)
+        if isinstance(receiver, Keyed):
+            if header.kind == _DATA:
                 self._receive_packet(receiver, datagram, header, address, now)
+        elif header.kind == DatagramType.INITIATION:
+            self._receive_initiation(datagram, header, address, now)
+        elif receiver is None:
+            return
         elif isinstance(receiver, HalfOpen):
-            if header.kind == DatagramType.DATA:
+            if header.kind == _DATA:
                 self._receive_confirmation(receiver, datagram, header, address, now)
         elif header.kind == DatagramType.RESPONSE:
             self._receive_response(receiver, datagram, address, now)
@@ -232,10 +225,11 @@ class Endpoint:
             self._outbox.append((receiver.initiation(now), receiver.address))
 
     def _receive_packet(
-        self, keyed: _Keyed, datagram: bytes, header: Header, address: Address, now: float
+        self, keyed: Keyed, datagram: bytes, header: Header, address: Address, now: float
     ) -> None:
         connection = keyed.connection
         messages = connection.receive(datagram, header.packet_number, keyed.seal, address, now)
+        self._active[connection] = None
         node = connection.identity.node
         for message in messages:
             self._events.append(MessageReceived(node, message))
@@ -276,16 +270,22 @@ class Endpoint:
                 return None
         elif connection.identity.incarnation == asked.incarnation:
             established_index = connection.peer_index
-            named = self._by_index.get(asked.established_index)
-            if isinstance(named, _Keyed) and named.connection is connection:
+            if asked.established_index:
+                if not self._is_of(asked.established_index, connection):
+                    return None  # it would go on with a connection that this side has no more
                 renews = connection
-        while len(self._half_open) >= HALF_OPEN_MAX:
-            self._forget_half_open(next(iter(self._half_open.values())))
         own = self._handshake(established_index)
         half = half_open(initiation, own, renews, self._entropy, now)
         if half is not None:
-            self._half_open[half.peer_ephemeral] = self._by_index[half.receiver_index] = half
+            self._half_open.add(half)
         return half
+
+    def _is_of(self, index: int, connection: Connection) -> bool:
+        """Return whether an index is a connection's, be it by keys that no packet has used yet."""
+        named = self._by_index.get(index)
+        if isinstance(named, HalfOpen):
+            return named.renews is connection
+        return isinstance(named, Keyed) and named.connection is connection
 
     def _handshake(self, established_index: int) -> Handshake:
         """Return what this side says of itself in a new handshake."""
@@ -294,7 +294,7 @@ class Endpoint:
             self.identity.node,
             self.identity.incarnation,
             self._handshakes,
-            self._new_index(),
+            self._by_index.new_index(),
             established_index,
             self._window_packets,
             self.identity.guest,
@@ -319,26 +319,24 @@ class Endpoint:
             return
         connection = self._connections.get(handshake.node)
         if connection is not None:
-            named = isinstance(established, _Keyed) and established.connection is connection
+            named = isinstance(established, Keyed) and established.connection is connection
             if named and dial.renews is connection:
                 self._forget_dial(dial)
                 self._renew(connection, dial.receiver_index, handshake.receiver_index, seal, now)
                 connection.ask_for_life()
+                self._active[connection] = None
                 return
             # A peer that was not heard before the dial may have answered before it knew.
             stands = named or connection.confirmed_at >= dial.started_at
             if stands and connection.identity.incarnation == handshake.incarnation:
                 self._forget_dial(dial)
                 return
-        elif handshake.node < self.identity.node and self._awaits(peer):
+        elif handshake.node < self.identity.node and self._half_open.has(peer):
             return  # both dialled at once: the connection of the lower node id wins
         elif len(self._connections) >= CONNECTIONS_MAX:
             self._fail(dial, "too many connections")
             return
         self._establish_initiator(dial, handshake, seal, address, now)
-
-    def _awaits(self, peer: Identity) -> bool:
-        return any(half.peer == peer for half in self._half_open.values())
 
     def _receive_confirmation(
         self, half: HalfOpen, datagram: bytes, header: Header, address: Address, now: float
@@ -347,7 +345,7 @@ class Endpoint:
             return
         self._establish_responder(half, address, now)
         keyed = self._by_index.get(half.receiver_index)
-        if isinstance(keyed, _Keyed):
+        if isinstance(keyed, Keyed):
             self._receive_packet(keyed, datagram, header, address, now)
 
     # From handshake to connection and to its end
@@ -374,12 +372,14 @@ class Endpoint:
             initiated=True,
         )
         if dial.attempts == 1:  # of a repeated question it is unknown which one was answered
-            connection.recovery.rtt.update(now - dial.started_at, 0.0, now)
+            connection.sending.recovery.rtt.update(now - dial.started_at, 0.0, now)
         connection.ask_for_life()
         self._establish(connection, dial.receiver_index, seal)
 
     def _establish_responder(self, half: HalfOpen, address: Address, now: float) -> None:
-        self._forget_half_open(half)
+        if half.renews is not None:
+            self._half_open.forget_renewals_before(half)
+        self._half_open.forget(half)
         if half.renews is not None:
             if self._connections.get(half.peer.node) is half.renews:
                 self._renew(half.renews, half.receiver_index, half.peer_index, half.seal, now)
@@ -402,13 +402,13 @@ class Endpoint:
         if old is not None:
             anew = old.identity.incarnation < connection.identity.incarnation
             self._end(old, "it started anew" if anew else "it lost the connection", None)
-        for half in [half for half in self._half_open.values() if half.peer.node == node]:
-            self._forget_half_open(half)
+        self._half_open.forget_node(node)
         dial = self._dials.get(connection.address)
         if dial is not None:
             self._forget_dial(dial)
         self._connections[node] = connection
-        self._by_index[receiver_index] = _Keyed(connection, seal)
+        self._active[connection] = None
+        self._by_index[receiver_index] = Keyed(connection, seal)
         self._lives.connect(node, connection.identity.incarnation)
         self._events.append(Connected(connection.identity, connection.address))
 
@@ -416,16 +416,8 @@ class Endpoint:
         self, connection: Connection, receiver_index: int, peer_index: int, seal: Seal, now: float
     ) -> None:
         """Send under new keys from now on; take what is under way under the old ones."""
-        self._old_keys.extend((now + OLD_KEYS_S, index) for index in self._indices(connection))
-        self._by_index[receiver_index] = _Keyed(connection, seal)
+        self._by_index.renew(receiver_index, connection, seal, now)
         connection.renew(seal, peer_index, now)
-
-    def _indices(self, connection: Connection) -> list[int]:
-        return [
-            index
-            for index, receiver in self._by_index.items()
-            if isinstance(receiver, _Keyed) and receiver.connection is connection
-        ]
 
     def _end(self, connection: Connection, reason: str, code: CloseCode | None) -> None:
         node = connection.identity.node
@@ -435,8 +427,8 @@ class Endpoint:
     def _drop(self, node: NodeId, code: CloseCode | None) -> None:
         """Forget a connection; with a code, tell the peer."""
         connection = self._connections.pop(node)
-        for index in self._indices(connection):
-            del self._by_index[index]
+        self._active.pop(connection, None)
+        self._by_index.drop(connection)
         if code is not None:
             for _ in range(CLOSE_COPIES):
                 self._outbox.append((connection.close_datagram(code), connection.address))
@@ -451,50 +443,52 @@ class Endpoint:
         del self._dials[dial.address]
         del self._by_index[dial.receiver_index]
 
-    def _forget_half_open(self, half: HalfOpen) -> None:
-        del self._half_open[half.peer_ephemeral]
-        del self._by_index[half.receiver_index]
-
-    def _new_index(self) -> int:
-        """Return an unpredictable receiver index that is not in use; never 0."""
-        while True:
-            index = int.from_bytes(self._entropy(INDEX_BYTES), "big")
-            if index and index not in self._by_index:
-                return index
-
     # Sending and time
 
-    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
+    def datagrams_to_send(
+        self, now: float, burst_max: int = BURST_DATAGRAMS_MAX
+    ) -> list[tuple[bytes, Address]]:
         """Return the datagrams to send now, a burst a peer at most; empty when there are none."""
         datagrams = list(self._outbox)
         self._outbox.clear()
-        for connection in self._connections.values():
-            datagrams.extend((each, connection.address) for each in connection.datagrams(now))
+        for connection in list(self._active):
+            address = connection.address
+            burst = connection.datagrams(now, burst_max)
+            datagrams.extend((datagram, address) for datagram in burst)
+            if len(burst) < burst_max:
+                del self._active[connection]
+                connection.timer = connection.next_timer()
+                self._renew_if_due(connection, now)
         return datagrams
+
+    def _renew_if_due(self, connection: Connection, now: float) -> None:
+        if connection.take_renewal(now) and connection.address not in self._dials:
+            self._begin(connection.address, connection, now)
 
     def next_timer(self) -> float | None:
         """Return when to call ``handle_timer``; None when only a call can change anything."""
-        timers = [connection.next_timer() for connection in self._connections.values()]
+        timers = [connection.timer for connection in self._connections.values()]
+        timers.extend(connection.next_timer() for connection in self._active)
         timers.extend(dial.next_timer() for dial in self._dials.values())
-        timers.extend(half.expires_at for half in self._half_open.values())
-        if self._old_keys:
-            timers.append(self._old_keys[0][0])
-        return min(timers, default=None)
+        timers += [self._half_open.next_timer(), self._by_index.next_timer()]
+        soonest = min(timers)
+        return None if soonest == math.inf else soonest
 
     def handle_timer(self, now: float) -> None:
         """Do what has become due."""
-        for half in [half for half in self._half_open.values() if half.expires_at <= now]:
-            self._forget_half_open(half)
-        while self._old_keys and self._old_keys[0][0] <= now:
-            self._by_index.pop(self._old_keys.popleft()[1], None)
+        self._half_open.forget_expired(now)
+        self._by_index.forget_old_keys(now)
         for dial in list(self._dials.values()):
             if dial.deadline <= now:
                 self._fail(dial, dial.failure)
             elif dial.retry_at <= now:
                 self._outbox.append((dial.initiation(now), dial.address))
         for connection in list(self._connections.values()):
+            if connection.timer > now and connection not in self._active:
+                continue
+            self._active[connection] = None
             connection.handle_timer(now)
-            if connection.take_renewal(now) and connection.address not in self._dials:
-                self._begin(connection.address, connection, now)
             if connection.ended is not None:
                 self._end(connection, connection.ended, CloseCode.UNHEARD)
+            else:
+                self._renew_if_due(connection, now)

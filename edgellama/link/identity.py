@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgellama.values import NodeId
+    from edgellama.values import Address, NodeId
 
 
 @dataclass(frozen=True)
@@ -20,3 +20,13 @@ class Identity:
     node: NodeId
     incarnation: int
     guest: bool = False
+
+
+@dataclass(frozen=True)
+class PeerInfo:
+    """What is known of a connected peer."""
+
+    identity: Identity
+    address: Address
+    round_trip_s: float | None  # smoothed; None before the first measurement
+    silent_since: float  # when the last authenticated packet came

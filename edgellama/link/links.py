@@ -73,6 +73,7 @@ class Links:
         self.endpoint, self.streams = endpoint, streams
         self.receive_datagram = _dropped if transport == TCP else endpoint.receive_datagram
         self.datagrams_to_send = endpoint.datagrams_to_send
+        self.explain = endpoint.explain
         self._now = 0.0
         self._events: deque[Event] = deque()
         # What carries each link that was told of, and which life of the node is at its end.
@@ -158,6 +159,11 @@ class Links:
         return self.endpoint.unfinished() + waiting
 
     # Events
+
+    @property
+    def has_events(self) -> bool:
+        """Whether ``next_event`` may have one to give."""
+        return bool(self._events) or self.endpoint.has_events
 
     def next_event(self) -> Event | None:
         """Return the next event of either transport, or None when there is none."""

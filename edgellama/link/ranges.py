@@ -30,6 +30,9 @@ class Ranges:
         """Add a number; return False when it was there already."""
         ranges = self._ranges
         at = len(ranges)
+        if at and number == ranges[-1][1] + 1:  # nearly always
+            ranges[-1][1] = number
+            return True
         while at and ranges[at - 1][0] > number:
             at -= 1
         # The number lies at or above the range before ``at`` and below the one at ``at``.

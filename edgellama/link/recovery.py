@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgellama.link.acknowledgements import ACK_DELAY_MAX_S
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellama.link.outbox import Piece
     from edgellama.wire.frames import Acknowledgement
 
@@ -25,6 +27,9 @@ PERSISTENT_PROBES = 4
 
 MIN_RTT_WINDOW_S = 10.0
 
+GIVEN_UP_KEPT_MAX = 64
+"""Packets given up that are remembered, so that one that was only late does not count as lost."""
+
 
 class RoundTrip:
     """The estimate of the round trip (RFC 9002 section 5), all in seconds."""
@@ -32,6 +37,7 @@ class RoundTrip:
     def __init__(self) -> None:
         self.measured = False
         self.latest = INITIAL_RTT_S
+        self.adjusted = INITIAL_RTT_S  # the latest without the peer's delay
         self.smoothed = INITIAL_RTT_S
         self.variation = INITIAL_RTT_S / 2
         # The minimum over a window: that of the half under way, and that of the half before.
@@ -49,7 +55,7 @@ class RoundTrip:
         self.latest = latest
         if not self.measured:
             self.measured = True
-            self.smoothed = latest
+            self.smoothed = self.adjusted = latest
             self.variation = latest / 2
             self._half_began = now
             self._half_minimum = self._previous_minimum = latest
@@ -62,12 +68,13 @@ class RoundTrip:
         adjusted = latest - ack_delay
         if adjusted < self.minimum:
             adjusted = latest
+        self.adjusted = adjusted
         self.variation += (abs(self.smoothed - adjusted) - self.variation) / 4
         self.smoothed += (adjusted - self.smoothed) / 8
 
-    def probe_timeout(self) -> float:
+    def probe_timeout(self, ack_delay: float = ACK_DELAY_MAX_S) -> float:
         """Return the PTO before any doubling (section 6.2.1)."""
-        return self.smoothed + max(4 * self.variation, GRANULARITY_S) + ACK_DELAY_MAX_S
+        return self.smoothed + max(4 * self.variation, GRANULARITY_S) + ack_delay
 
     def loss_delay(self) -> float:
         """Return after how long an overtaken packet is lost (section 6.1.2)."""
@@ -78,7 +85,9 @@ class SentPacket(NamedTuple):
     """A packet that elicits an acknowledgement and has had none yet."""
 
     sent_at: float
-    pieces: tuple[Piece, ...]  # none: a ping
+    pieces: Sequence[Piece]  # none: a ping
+    datagram_bytes: int = 0
+    is_path_probe: bool = False  # its loss says something of its length, not of the network
 
 
 class LossRecovery:
@@ -88,14 +97,20 @@ class LossRecovery:
         self.rtt = RoundTrip()
         self.in_flight: dict[int, SentPacket] = {}  # by rising packet number
         self.probes = 0  # unanswered probe timeouts in a row
+        self.late = 0  # packets that came after they had been given up
+        self._given_up: dict[int, None] = {}  # the last ones, to know those that come late
         self._largest_acknowledged = -1
         self._loss_time: float | None = None
         self._probe_from = 0.0  # when the last eliciting packet or probe timeout was
+        self._tail_ends_message = False
 
-    def on_sent(self, packet_number: int, pieces: tuple[Piece, ...], now: float) -> None:
-        """Note an eliciting packet."""
-        self.in_flight[packet_number] = SentPacket(now, pieces)
-        self._probe_from = now
+    def on_sent(
+        self, packet_number: int, packet: SentPacket, *, ends_message: bool = False
+    ) -> None:
+        """Note an eliciting packet; one that ends a message is acknowledged without delay."""
+        self.in_flight[packet_number] = packet
+        self._probe_from = packet.sent_at
+        self._tail_ends_message = ends_message
 
     def on_acknowledged(
         self, acknowledgement: Acknowledgement, now: float
@@ -112,6 +127,8 @@ class LossRecovery:
                 at -= 1
             if ranges[at][0] <= packet_number:
                 arrived.append((packet_number, packet))
+        if self._given_up:
+            self._count_late(ranges)
         if not arrived:
             return arrived
         for packet_number, _ in arrived:
@@ -123,9 +140,21 @@ class LossRecovery:
         self.probes = 0
         return arrived
 
+    def _count_late(self, ranges: tuple[tuple[int, int], ...]) -> None:
+        came = [
+            number
+            for number in self._given_up
+            if any(low <= number <= high for low, high in ranges)
+        ]
+        for number in came:
+            del self._given_up[number]
+        self.late += len(came)
+
     def lost(self, now: float) -> list[tuple[int, SentPacket]]:
         """Take the lost packets out of flight and return them (section 6.1)."""
         self._loss_time = None
+        if not self.in_flight:
+            return []
         delay = self.rtt.loss_delay()
         given_up = []
         for packet_number, packet in self.in_flight.items():
@@ -136,26 +165,36 @@ class LossRecovery:
                 given_up.append((packet_number, packet))
             elif self._loss_time is None:
                 self._loss_time = packet.sent_at + delay
-        for packet_number, _ in given_up:
-            del self.in_flight[packet_number]
+        self._forget(given_up)
         return given_up
 
     def whole_flight_lost(self) -> list[tuple[int, SentPacket]]:
         """Take everything out of flight and return it (persistent congestion, section 7.6)."""
         given_up = list(self.in_flight.items())
-        self.in_flight.clear()
         self._loss_time = None
+        self._forget(given_up)
         return given_up
+
+    def _forget(self, given_up: list[tuple[int, SentPacket]]) -> None:
+        for packet_number, _ in given_up:
+            del self.in_flight[packet_number]
+            self._given_up[packet_number] = None
+        while len(self._given_up) > GIVEN_UP_KEPT_MAX:
+            del self._given_up[next(iter(self._given_up))]
 
     def loss_timer(self) -> float | None:
         """Return when an overtaken packet will count as lost."""
         return self._loss_time
 
     def probe_timer(self) -> float | None:
-        """Return when to probe; only asked for when no loss timer runs (section 6.2.1)."""
+        """Return when to probe; only asked for when no loss timer runs (section 6.2.1).
+
+        The receiver waits with no acknowledgement of a message that is complete, so the sender
+        need not wait for one when the newest packet ends a message: a lost tail is found sooner.
+        """
         if not self.in_flight:
             return None
-        base = self.rtt.probe_timeout()
+        base = self.rtt.probe_timeout(0.0 if self._tail_ends_message else ACK_DELAY_MAX_S)
         timeout = min(base * (1 << self.probes), max(base, PROBE_TIMEOUT_MAX_S))
         return self._probe_from + timeout
 

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import selectors
 import socket
+import sys
 import time
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, Self
 
 from edgellama.errors import NetworkError
+from edgellama.net.segments import (
+    CONTROL_BYTES,
+    JOINED_BYTES_MAX,
+    NOT_SEGMENTED,
+    can_join,
+    can_segment,
+    joined_length,
+    run_length,
+    send_run,
+)
 from edgellama.values import Address
 
 if TYPE_CHECKING:
@@ -36,21 +48,26 @@ WINDOW_PACKETS_LEAST = 16
 WINDOW_PACKETS_MOST = 2048
 """A window of 2048 packets fills 100 MB/s at 20 ms: more would only add memory."""
 
-READ_BYTES = 2048
-"""More than any datagram of ours, so that a longer one is seen to be none."""
-
-READS_MAX = 256
-"""Datagrams read before the layers above and the sending side have their turn."""
+READS_MAX = 64
+"""Datagrams read before the layers above and the sending side have their turn: a token shall not
+wait for more than a millisecond behind a transfer."""
 
 BLOCKED_RETRY_S = 0.002
 """A full radio queue (ENOBUFS) does not become writable; it is tried again."""
+
+BURSTS = (1, 32, 32)
+"""How many datagrams a peer are asked for before reading again. The first goes out by itself: the
+peer wakes up and begins while the others are made. The last poll mostly finds nothing left."""
 
 FLUSHES_MAX = 16
 """Rounds of sending before ``run`` returns: enough for every close, not for a transfer."""
 
 IDLE_WAIT_S = 10.0
 
-_BLOCKED = {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}
+_IP_MTU_DISCOVER = 10
+_IP_PMTUDISC_PROBE = 3
+"""Linux: set DF, and believe no router's word about the path (RFC 8899 section 4.6.1 does not
+need it): what arrives decides."""
 
 
 class SendOutcome(Enum):
@@ -58,7 +75,40 @@ class SendOutcome(Enum):
 
     SENT = "sent"
     BLOCKED = "blocked"  # no room at the moment: try the same again in some milliseconds
-    DROPPED = "dropped"  # no way there at the moment: the link repeats or gives up
+    # The others were dropped: the link repeats them, or gives up in the end.
+    FORBIDDEN = "forbidden"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    DROPPED = "dropped"
+
+
+_OUTCOMES = {
+    errno.EAGAIN: SendOutcome.BLOCKED,
+    errno.EWOULDBLOCK: SendOutcome.BLOCKED,
+    errno.ENOBUFS: SendOutcome.BLOCKED,
+    errno.EPERM: SendOutcome.FORBIDDEN,
+    errno.EACCES: SendOutcome.FORBIDDEN,
+    errno.EHOSTUNREACH: SendOutcome.UNREACHABLE,
+    errno.ENETUNREACH: SendOutcome.UNREACHABLE,
+    errno.ENETDOWN: SendOutcome.UNREACHABLE,
+    errno.ECONNREFUSED: SendOutcome.REFUSED,
+}
+
+_REASONS = {
+    SendOutcome.FORBIDDEN: (
+        "the system forbids sending to the local network: on Android install Termux from F-Droid or"
+        " GitHub, elsewhere look at the firewall and the VPN"
+    ),
+    SendOutcome.UNREACHABLE: (
+        "no network of this device leads there: look at the Wi-Fi, and on macOS allow the terminal"
+        " to reach the local network"
+    ),
+    SendOutcome.REFUSED: "nothing listens at that address",
+}
+"""What a person can do where every datagram of a dial met that."""
+
+
+_SENT, _BLOCKED = SendOutcome.SENT, SendOutcome.BLOCKED  # an enum's members are slow to read
 
 
 class UdpSocket:
@@ -84,6 +134,13 @@ class UdpSocket:
         packets = granted // BUFFER_BYTES_PER_PACKET
         self.window_packets = min(max(packets, WINDOW_PACKETS_LEAST), WINDOW_PACKETS_MOST)
         self.address = Address(*self._socket.getsockname())
+        if sys.platform.startswith(("linux", "android")):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        self.segments = can_segment(self._socket)
+        self._joins = can_join(self._socket)
+        self._buffer = bytearray(JOINED_BYTES_MAX)
+        self._received: deque[tuple[bytes, Address]] = deque()  # the rest of what came joined
 
     def __enter__(self) -> Self:
         return self
@@ -101,9 +158,13 @@ class UdpSocket:
 
     def receive(self) -> tuple[bytes, Address] | None:
         """Return the next datagram and its source, or None when there is none at the moment."""
+        if self._received:
+            return self._received.popleft()
         for _ in range(READS_MAX):
             try:
-                data, (host, port) = self._socket.recvfrom(READ_BYTES)
+                if self._joins:
+                    return self._receive_joined()
+                data, (host, port) = self._socket.recvfrom(JOINED_BYTES_MAX)
             except BlockingIOError:
                 return None
             except OSError:
@@ -113,14 +174,51 @@ class UdpSocket:
             return data, Address(host, port)
         return None
 
+    def _receive_joined(self) -> tuple[bytes, Address]:
+        size, control, _, (host, port) = self._socket.recvmsg_into([self._buffer], CONTROL_BYTES)
+        address = Address(host, port)
+        length = joined_length(control) if control else 0
+        if not 0 < length < size:
+            return bytes(memoryview(self._buffer)[:size]), address
+        whole = memoryview(self._buffer)
+        for start in range(length, size, length):
+            self._received.append((bytes(whole[start : min(start + length, size)]), address))
+        return bytes(whole[:length]), address
+
     def send(self, data: bytes, address: Address) -> SendOutcome:
         """Send a datagram; what the network refuses at the moment is no error."""
         try:
             self._socket.sendto(data, address)
         except OSError as error:
-            return SendOutcome.BLOCKED if error.errno in _BLOCKED else SendOutcome.DROPPED
+            return _OUTCOMES.get(error.errno or 0, SendOutcome.DROPPED)
         except OverflowError:  # a port that no socket has: an address from outside, not ours
             return SendOutcome.DROPPED
+        return SendOutcome.SENT
+
+    def send_next(self, datagrams: deque[tuple[bytes, Address]]) -> SendOutcome:
+        """Send the first of the datagrams, with those after it that can go along; take them off.
+
+        What is BLOCKED stays.
+        """
+        count = run_length(datagrams) if self.segments and len(datagrams) > 1 else 1
+        if count > 1:
+            outcome = self._send_run([datagrams[at][0] for at in range(count)], datagrams[0][1])
+        else:
+            outcome = self.send(*datagrams[0])
+        if outcome is not SendOutcome.BLOCKED:
+            for _ in range(count):
+                datagrams.popleft()
+        return outcome
+
+    def _send_run(self, run: list[bytes], address: Address) -> SendOutcome:
+        try:
+            send_run(self._socket, run, address)
+        except OSError as error:
+            if error.errno not in NOT_SEGMENTED:
+                return _OUTCOMES.get(error.errno or 0, SendOutcome.DROPPED)
+            self.segments = False  # the kernel knows the option, the way to that address does not
+            outcomes = [self.send(data, address) for data in run]
+            return outcomes[0]
         return SendOutcome.SENT
 
 
@@ -134,6 +232,25 @@ def _bind_failure(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"the system does not allow port {port}: choose one above 1023 with --port"
     return f"port {port} cannot be opened: {error.strerror}"
+
+
+class FineSelector(selectors.SelectSelector):
+    """Waits to the microsecond, where poll() and epoll round up to a millisecond.
+
+    select() cannot watch a descriptor above 1023; where there is one, poll() has to do.
+    """
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait so many seconds at most for one of them; return which."""
+        try:
+            return super().select(timeout)
+        except ValueError:
+            if not hasattr(selectors, "PollSelector"):
+                raise
+        with selectors.PollSelector() as poll:
+            for key in self.get_map().values():
+                poll.register(key.fileobj, key.events, key.data)
+            return poll.select(timeout)
 
 
 class Handler(Protocol):
@@ -176,9 +293,10 @@ class UdpDriver:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._selector = selectors.DefaultSelector()
+        self._selector = FineSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._selector.register(udp_socket, selectors.EVENT_READ)
+        self._timer_at = 0.0  # when a timer is due, as known before the last wait
         self._streams = streams
         if streams is not None:
             streams.attach(self._selector)
@@ -223,24 +341,30 @@ class UdpDriver:
         """Read, let the layers above act, send; then wait for something to happen."""
         drained = self._read()
         self._hand_over_events()
-        self._run_posted()
-        self._run_timers()
+        if self._posted:
+            self._run_posted()
+        if self._timer_at <= self._clock():
+            self._run_timers()
         self._hand_over_events()
         sent_all = self._send()
         if self._streams is not None:
             sent_all &= self._streams.pump(self._clock())
-        wait_s = self._wait_s() if drained and sent_all else 0.0
         if self._unsent:
-            wait_s = BLOCKED_RETRY_S
-        self._wait(wait_s)
+            self._wait(BLOCKED_RETRY_S)
+        else:
+            self._wait(self._wait_s() if drained and sent_all else 0.0)
 
     def _read(self) -> bool:
-        """Read what has come; return False when more may be there."""
+        """Read until a message is there to be handled; return False when more may have come."""
+        receive, clock = self._socket.receive, self._clock
+        endpoint = self._endpoint
         for _ in range(READS_MAX):
-            received = self._socket.receive()
+            received = receive()
             if received is None:
                 return True
-            self._endpoint.receive_datagram(*received, self._clock())
+            endpoint.receive_datagram(*received, clock())
+            if endpoint.has_events:
+                return False
         return False
 
     def _run_posted(self) -> None:
@@ -256,19 +380,24 @@ class UdpDriver:
                 timed.handle_timer(now)
 
     def _hand_over_events(self) -> None:
-        while (event := self._endpoint.next_event()) is not None:
+        next_event = self._endpoint.next_event
+        while (event := next_event()) is not None:
             self._handler.handle_event(event, self._clock())
 
     def _send(self) -> bool:
         """Send what is due; return False when the endpoint may have more or the socket is full."""
-        if not self._unsent:
-            self._unsent.extend(self._endpoint.datagrams_to_send(self._clock()))
+        for burst_max in BURSTS:
             if not self._unsent:
-                return True
-        while self._unsent:
-            if self._socket.send(*self._unsent[0]) is SendOutcome.BLOCKED:
-                break
-            self._unsent.popleft()
+                self._unsent.extend(self._endpoint.datagrams_to_send(self._clock(), burst_max))
+                if not self._unsent:
+                    return True
+            while self._unsent:
+                address = self._unsent[0][1]
+                outcome = self._socket.send_next(self._unsent)
+                if outcome is _BLOCKED:
+                    return False
+                if outcome is not _SENT and outcome in _REASONS:
+                    self._endpoint.explain(address, _REASONS[outcome])
         return False
 
     def _flush(self) -> None:
@@ -285,7 +414,9 @@ class UdpDriver:
         timers = [self._endpoint.next_timer(), self._handler.next_timer()]
         soonest = min((timer for timer in timers if timer is not None), default=None)
         if soonest is None:
+            self._timer_at = math.inf
             return IDLE_WAIT_S
+        self._timer_at = soonest
         return min(max(0.0, soonest - self._clock()), IDLE_WAIT_S)
 
     def _wait(self, wait_s: float) -> None:

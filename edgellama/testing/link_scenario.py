@@ -1,47 +1,38 @@
 """One seeded scenario of the link: two endpoints talk through chaos, which then heals.
 
 The production endpoints must deliver every message exactly once and byte for byte, over one
-connection that never ends, and all of it once the network has healed.
+connection that never ends, and all of it once the network has healed. No fault lasts longer than
+a connection's patience; ``link_lives_scenario`` has those that do.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from edgellama.link.endpoint import (
-    Connected,
-    DialFailed,
-    Disconnected,
-    Event,
-    Identity,
-    MessageReceived,
-    Priority,
-)
-from edgellama.testing.network import (
-    Conditions,
-    LivelockError,
-    RecordingHandler,
-    SimulatedHost,
-    SimulatedNetwork,
-)
+from edgellama.link.endpoint import Connected, Disconnected, Identity, Priority
+from edgellama.testing.link_talkers import ScenarioError, Talker, WatchedNetwork
+from edgellama.testing.network import Conditions, LivelockError, SimulatedHost
 from edgellama.values import Address
-from edgellama.wire.datagram import HEADER_BYTES, DatagramType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellama.testing.network import Watcher
+
+__all__ = ["Outcome", "ScenarioError", "conditions_of", "run_link_scenario"]
 
 SIZES_BYTES = [0, 1, 100, 1155, 1156, 4096, 8192, 20_000, 60_000, 150_000]
 MESSAGES = 24
-REDIAL_S = 0.1
 CHAOS_S = 3.0
-CUT_MAX_S = 1.5
-"""Shorter than a connection's patience: nothing may end."""
+FAULTS_MAX = 2
+FAULT_MAX_S = 0.7
+"""All faults together are shorter than a connection's patience: nothing may end."""
 
 HEALED_S = 30.0
 STEPS_MAX = 200_000
-
-
-class ScenarioError(AssertionError):
-    """The protocol broke a promise; the message names the seed."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +43,6 @@ class Outcome:
     delivered: int
     retransmitted: int
     finished_at: float
-
-
-@dataclass
-class _Talker(RecordingHandler):
-    """Dials until it is connected, and keeps what came."""
-
-    host: SimulatedHost | None = None
-    peer: Address | None = None
-    redial_at: float | None = None
-    received: list[bytes] = field(default_factory=list)
-
-    def handle_event(self, event: Event, now: float) -> None:
-        super().handle_event(event, now)
-        if isinstance(event, MessageReceived):
-            self.received.append(event.message)
-        elif isinstance(event, DialFailed):
-            self.redial_at = now + REDIAL_S
-
-    def next_timer(self) -> float | None:
-        return self.redial_at
-
-    def handle_timer(self, now: float) -> None:
-        self.redial_at = None
-        assert self.host is not None
-        assert self.peer is not None
-        if not self.host.endpoint.peers():
-            self.host.endpoint.dial(self.peer, now)
 
 
 def conditions_of(seed: int) -> Conditions:
@@ -96,34 +60,19 @@ def conditions_of(seed: int) -> Conditions:
         truncation=dice.choice([0.0, 0.02]),
         bytes_per_second=dice.choice([2e6, 20e6]),
         queue_packets=dice.choice([20, 200]),
+        datagram_bytes_max=dice.choice([1472, 1472, 1400, 1200]),
     )
-
-
-class _WatchedNetwork(SimulatedNetwork):
-    """Also looks for what the two who talk cannot notice: one nonce for two texts."""
-
-    def __init__(self, seed: int, conditions: Conditions) -> None:
-        super().__init__(seed, conditions)
-        self.talking: set[Address] = set()
-        self._sealed: dict[bytes, bytes] = {}  # each header of data with what stood behind it
-
-    def send(self, data: bytes, source: Address, to: Address) -> None:
-        header = data[:HEADER_BYTES]
-        is_sealed = source in self.talking and header[:1] == bytes([DatagramType.DATA])
-        # The receiver's index stands for the key, the packet number is the nonce.
-        if is_sealed and self._sealed.setdefault(header, data) != data:
-            raise ScenarioError("a nonce was used for two texts under one key")
-        super().send(data, source, to)
 
 
 class _Scenario:
     """Two hosts, what each shall say, and the dice."""
 
-    def __init__(self, seed: int, conditions: Conditions) -> None:
+    def __init__(self, seed: int, conditions: Conditions, watch: Watcher | None) -> None:
         self.seed = seed
+        self.conditions = conditions
         self.dice = random.Random(f"scenario {seed}")  # noqa: S311
-        self.network = _WatchedNetwork(seed, conditions)
-        self.talkers = [_Talker(), _Talker()]
+        self.network = WatchedNetwork(seed, conditions)
+        self.talkers = [Talker(), Talker()]
         self.hosts = []
         for number, talker in enumerate(self.talkers):
             identity = Identity(f"{number + 1:032x}", 1)
@@ -135,6 +84,8 @@ class _Scenario:
             self.hosts.append(host)
             self.network.talking.add(host.address)
         self.said: list[list[bytes]] = [[], []]
+        if watch is not None:
+            watch(self.network, self.hosts)
 
     def connect(self) -> None:
         both = self.dice.random() < 0.5
@@ -167,7 +118,7 @@ class _Scenario:
         endpoint = self.hosts[sender].endpoint
         self.hosts[sender].act(lambda now: endpoint.renew_keys(node, now))
 
-    def plan(self, *, cuts: bool) -> None:
+    def plan(self, *, faults: bool) -> None:
         dice, network = self.dice, self.network
         for sender in range(2):
             for number in range(MESSAGES):
@@ -181,13 +132,73 @@ class _Scenario:
                 network.at(self.soon(), partial(self.renew, sender))
         stranger = Address("10.0.0.9", 1)
         for _ in range(10):
-            junk, target = dice.randbytes(dice.randrange(1300)), dice.choice(self.hosts)
+            junk, target = dice.randbytes(dice.randrange(1500)), dice.choice(self.hosts)
             network.at(self.soon(), partial(network.send, junk, stranger, target.address))
-        if cuts and dice.random() < 0.5:
-            source, to = dice.sample(self.hosts, 2)
-            cut_at = self.soon()
-            network.at(cut_at, partial(network.cut, source.address, to.address))
-            network.at(cut_at + dice.uniform(0.0, CUT_MAX_S), network.heal)
+        if faults:
+            for _ in range(dice.randrange(FAULTS_MAX + 1)):
+                network.at(self.soon(), dice.choice(self.faults()))
+
+    # Faults
+
+    def faults(self) -> list[Callable[[], None]]:
+        return [self.cut_one_way, self.cut_both_ways, self.sleep, self.jump, self.narrow, self.jam]
+
+    def _note(self, text: str) -> None:
+        self.network.note(text)
+
+    def cut_one_way(self) -> None:
+        source, to = self.dice.sample(self.hosts, 2)
+        self._note(f"{source.address.host} is no longer heard by {to.address.host}")
+        self.network.cut(source.address, to.address)
+        self._later(self.network.heal)
+
+    def cut_both_ways(self) -> None:
+        here, there = self.hosts
+        self._note("neither hears the other")
+        self.network.cut(here.address, there.address)
+        self.network.cut(there.address, here.address)
+        self._later(self.network.heal)
+
+    def sleep(self) -> None:
+        host, clock_stops = self.dice.choice(self.hosts), self.dice.random() < 0.5
+        seconds = self.dice.uniform(0.0, FAULT_MAX_S)
+        clock = "stands" if clock_stops else "goes on"
+        self._note(f"{host.address.host} sleeps for {seconds:.3f} s, its clock {clock}")
+        host.sleep(seconds, clock_stops=clock_stops)
+
+    def jump(self) -> None:
+        host, seconds = self.dice.choice(self.hosts), self.dice.uniform(0.0, FAULT_MAX_S)
+        self._note(f"the clock of {host.address.host} jumps by {seconds:.3f} s")
+        host.jump(seconds)
+
+    def narrow(self) -> None:
+        """Let the path become a black hole for longer datagrams, for good."""
+        longest = self.dice.choice([1200, 1300, 1464])
+        self._note(f"the path takes no more than {longest} bytes")
+        self._change(datagram_bytes_max=longest)
+
+    def jam(self) -> None:
+        """Let the path become slow and its queue short, for good."""
+        self._note("the path takes no more than 1 MB/s")
+        self._change(bytes_per_second=1e6, queue_packets=10)
+
+    def _change(self, **changes: float) -> None:
+        self.conditions = replace(self.conditions, **changes)  # type: ignore[arg-type]
+        self.network.set_conditions(self.conditions)
+
+    def _later(self, call: Callable[[], None]) -> None:
+        self.network.at(self.network.now + self.dice.uniform(0.0, FAULT_MAX_S), call)
+
+    # Healing
+
+    def heal(self) -> None:
+        self._note("all is well again")
+        narrow = Conditions(datagram_bytes_max=self.conditions.datagram_bytes_max)
+        self.network.set_conditions(narrow)
+        said_all = [
+            lambda talker=talker: len(talker.received) >= MESSAGES for talker in self.talkers
+        ]
+        self.run(HEALED_S, "not every message arrived after healing", list(said_all))
 
     def check(self) -> None:
         for sender, receiver in ((0, 1), (1, 0)):
@@ -199,27 +210,29 @@ class _Scenario:
             if taken.packets_received > sent.packets_sent:
                 raise ScenarioError("a packet was taken twice")
         for host, talker in zip(self.hosts, self.talkers, strict=True):
-            kinds = [type(event) for event in talker.events]
-            if Disconnected in kinds or kinds.count(Connected) != 1:
+            if talker.count(Disconnected) or talker.count(Connected) != 1:
                 raise ScenarioError("the hosts did not keep exactly one connection")
             if host.endpoint.unfinished():
                 raise ScenarioError("a message that arrived was never acknowledged")
 
 
 def run_link_scenario(
-    seed: int, conditions: Conditions | None = None, *, cuts: bool = True
+    seed: int,
+    conditions: Conditions | None = None,
+    *,
+    faults: bool = True,
+    watch: Watcher | None = None,
 ) -> Outcome:
-    """Run a seed's scenario; raises ScenarioError when a promise is broken."""
-    scenario = _Scenario(seed, conditions or conditions_of(seed))
+    """Run a seed's scenario; raises ScenarioError when a promise is broken.
+
+    ``watch`` is called with the network and the hosts before anything happens.
+    """
+    scenario = _Scenario(seed, conditions or conditions_of(seed), watch)
     try:
         scenario.connect()
-        scenario.plan(cuts=cuts)
-        scenario.run(CHAOS_S + CUT_MAX_S)
-        scenario.network.set_conditions(Conditions())
-        said_all = [
-            lambda talker=talker: len(talker.received) >= MESSAGES for talker in scenario.talkers
-        ]
-        scenario.run(HEALED_S, "not every message arrived after healing", list(said_all))
+        scenario.plan(faults=faults)
+        scenario.run(CHAOS_S + 2 * FAULT_MAX_S)
+        scenario.heal()
         finished_at = scenario.network.now
         scenario.run(1.0)
         scenario.check()

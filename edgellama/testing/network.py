@@ -7,18 +7,20 @@ datagram; ``trace`` is a digest of all that was delivered, to show it.
 from __future__ import annotations
 
 import heapq
+import math
 import random
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from edgellama.link.endpoint import Endpoint, Event, Identity
+from edgellama.values import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgellama.net.udp import Handler
-    from edgellama.values import Address
 
 EVENTS_MAX = 1_000_000
 """More in one run means that time stands still: an overdue timer that nothing resets."""
@@ -27,6 +29,13 @@ PACKET_BYTES = 1200
 REORDER_DELAY_S = 0.004
 HOST_WINDOW_PACKETS = 166
 """What an ordinary Linux grants without any setting: 425,984 bytes of receive buffer."""
+
+
+Watch = Callable[[bytes, Address, Address, str], None]
+"""Is told of every datagram: its bytes, from whom to whom, and why it is dropped, or nothing."""
+
+Watcher = Callable[["SimulatedNetwork", list["SimulatedHost"]], None]
+"""Is shown a scenario before it begins."""
 
 
 class LivelockError(AssertionError):
@@ -48,6 +57,7 @@ class Conditions:
     truncation: float = 0.0
     bytes_per_second: float = 6e6
     queue_packets: int = 200
+    datagram_bytes_max: int = 1472  # longer ones vanish, as where a router may not fragment
 
 
 @dataclass
@@ -80,6 +90,8 @@ class SimulatedNetwork:
         self._receivers: dict[Address, Callable[[bytes, Address], None]] = {}
         self._events: list[_Event] = []
         self._ties = 0
+        self.watch: Watch | None = None
+        self.note: Callable[[str], None] = lambda _: None  # is told what befalls whom
         self._digest = blake2b(digest_size=16)
 
     @property
@@ -135,12 +147,10 @@ class SimulatedNetwork:
         """Put a datagram on its way, or lose it."""
         path = self._path(source, to)
         conditions = path.conditions
-        starts = max(path.busy_until, self.now)
-        backlog_bytes = (starts - self.now) * conditions.bytes_per_second
-        if backlog_bytes > conditions.queue_packets * PACKET_BYTES:
-            return
-        path.busy_until = starts + len(data) / conditions.bytes_per_second
-        if not path.open or self._lost(path):
+        why_dropped = self._why_dropped(path, data)
+        if self.watch is not None:
+            self.watch(data, source, to, why_dropped)
+        if why_dropped:
             return
         chance = self._random.random
         arrival = path.busy_until + conditions.delay_s + chance() * conditions.jitter_s
@@ -152,6 +162,20 @@ class SimulatedNetwork:
         self.at(arrival, lambda: self._deliver(data, source, to))
         if chance() < conditions.duplication:
             self.at(arrival + chance() * REORDER_DELAY_S, lambda: self._deliver(data, source, to))
+
+    def _why_dropped(self, path: _Path, data: bytes) -> str:
+        """Let a datagram pass the queue and the dice; return what it is lost by, if it is."""
+        conditions = path.conditions
+        starts = max(path.busy_until, self.now)
+        backlog_bytes = (starts - self.now) * conditions.bytes_per_second
+        if backlog_bytes > conditions.queue_packets * PACKET_BYTES:
+            return "the queue is full"
+        path.busy_until = starts + len(data) / conditions.bytes_per_second
+        if not path.open:
+            return "the path is cut"
+        if self._lost(path):
+            return "lost"
+        return "too long for the path" if len(data) > conditions.datagram_bytes_max else ""
 
     def _lost(self, path: _Path) -> bool:
         conditions = path.conditions
@@ -219,8 +243,19 @@ class SimulatedHost:
         self.endpoint = Endpoint(identity, mesh_key, window_packets, entropy)
         self.handler: Handler | None = None
         self._alive = True
-        self._timer: float | None = None
+        self._asleep = False
+        self._clock_ahead_s = 0.0
+        self._mail: deque[tuple[bytes, Address]] = deque()  # what came during sleep
+        self._mail_max = window_packets
+        self._put_off: list[Callable[[float], None]] = []
+        self._timer: float | None = None  # by this host's own clock
+        self._timers_set = 0
         network.attach(address, self._receive)
+
+    @property
+    def now(self) -> float:
+        """The time by this host's own clock, in seconds."""
+        return self.network.now + self._clock_ahead_s
 
     def crash(self) -> None:
         """Vanish without a word."""
@@ -233,23 +268,59 @@ class SimulatedHost:
         self.address = address
         self.network.attach(address, self._receive)
 
+    def sleep(self, seconds: float, *, clock_stops: bool) -> None:
+        """Do nothing for a while, as a suspended phone does.
+
+        Mail waits meanwhile, as much of it as the socket's buffer holds. The clock stops as
+        Linux's monotonic one does in suspension, or it does not, as others'.
+        """
+        if self._alive and not self._asleep:
+            self._asleep = True
+            stood_s = seconds if clock_stops else 0.0
+            self.network.at(self.network.now + seconds, partial(self._wake, stood_s))
+
+    def jump(self, seconds: float) -> None:
+        """Let the host's clock jump forward; one that never goes backward cannot do else."""
+        self._clock_ahead_s += seconds
+        if self._alive and not self._asleep:
+            self._timer = None
+            self._run_timers()
+
     def act(self, call: Callable[[float], None]) -> None:
         """Run ``call(now)`` and then whatever follows from it."""
-        if self._alive:
-            call(self.network.now)
+        if self._asleep:
+            self._put_off.append(call)
+        elif self._alive:
+            call(self.now)
             self._settle()
 
+    def _wake(self, clock_stood_s: float) -> None:
+        if not self._alive:
+            return
+        self._asleep = False
+        self._clock_ahead_s -= clock_stood_s
+        self._timer = None
+        while self._mail:
+            self.endpoint.receive_datagram(*self._mail.popleft(), self.now)
+        put_off, self._put_off = self._put_off, []
+        for call in put_off:
+            call(self.now)
+        self._run_timers()
+
     def _receive(self, data: bytes, source: Address) -> None:
-        self.endpoint.receive_datagram(data, source, self.network.now)
+        if self._asleep:
+            if len(self._mail) < self._mail_max:
+                self._mail.append((data, source))
+            return
+        self.endpoint.receive_datagram(data, source, self.now)
         self._settle()
 
     def _settle(self) -> None:
-        now = self.network.now
         handler = self.handler
         while (event := self.endpoint.next_event()) is not None:
             if handler is not None:
-                handler.handle_event(event, now)
-        while datagrams := self.endpoint.datagrams_to_send(now):
+                handler.handle_event(event, self.now)
+        while datagrams := self.endpoint.datagrams_to_send(self.now):
             for data, to in datagrams:
                 self.network.send(data, self.address, to)
         self._set_timer()
@@ -262,20 +333,26 @@ class SimulatedHost:
 
     def _set_timer(self) -> None:
         timer = self._next_timer()
-        if timer is None or (self._timer is not None and self.network.now < self._timer <= timer):
+        if timer is None or (self._timer is not None and self.now < self._timer <= timer):
             return  # the one that is set comes first, and sets the next
         self._timer = timer
-        self.network.at(timer, lambda: self._fire(timer))
+        self._timers_set += 1
+        at = timer - self._clock_ahead_s
+        while at + self._clock_ahead_s < timer:  # rounded down: it would not be due then
+            at = math.nextafter(at, math.inf)
+        self.network.at(at, partial(self._fire, self._timers_set))
 
-    def _fire(self, timer: float) -> None:
-        if self._timer != timer or not self._alive:
+    def _fire(self, number: int) -> None:
+        if number != self._timers_set or self._timer is None or not self._alive or self._asleep:
             return
         self._timer = None
-        now = self.network.now
+        self._run_timers()
+
+    def _run_timers(self) -> None:
         for timed in (self.endpoint, self.handler):
             due = None if timed is None else timed.next_timer()
-            if timed is not None and due is not None and due <= now:
-                timed.handle_timer(now)
+            if timed is not None and due is not None and due <= self.now:
+                timed.handle_timer(self.now)
         self._settle()
 
 

@@ -12,19 +12,25 @@ from typing import NamedTuple
 from edgellama.errors import WireError
 from edgellama.values import NODE_ID_DIGITS, NodeId
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
-DATAGRAM_BYTES_MAX = 1200
+DATAGRAM_BYTES_BASE = 1200
 """Fits every path: IPv6 guarantees 1280 and takes 48 for its own and UDP's header."""
+
+DATAGRAM_BYTES_MAX = 1472
+"""Fills a frame of Ethernet or Wi-Fi: 1500 bytes less 28 for the headers of IPv4 and UDP. Sent only
+on paths where probes of such a length have arrived."""
 
 HEADER_BYTES = 16
 TAG_BYTES = 16
-FRAMES_BYTES_MAX = DATAGRAM_BYTES_MAX - HEADER_BYTES - TAG_BYTES
+OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
+FRAMES_BYTES_BASE = DATAGRAM_BYTES_BASE - OVERHEAD_BYTES
+FRAMES_BYTES_MAX = DATAGRAM_BYTES_MAX - OVERHEAD_BYTES
 
 INDEX_BYTES = 4
 COOKIE_BYTES = 8
 EPHEMERAL_BYTES = 32
-HANDSHAKE_BYTES_MAX = FRAMES_BYTES_MAX - EPHEMERAL_BYTES
+HANDSHAKE_BYTES_MAX = FRAMES_BYTES_BASE - EPHEMERAL_BYTES
 """What is left for the body of a handshake behind its ephemeral public key."""
 
 WINDOW_PACKETS_MIN = 4
@@ -53,7 +59,7 @@ class Header(NamedTuple):
     packet_number: int  # never used twice under one key; in an initiation a cookie, or 0
 
 
-def pack_header(kind: DatagramType, receiver_index: int, packet_number: int) -> bytes:
+def pack_header(kind: int, receiver_index: int, packet_number: int) -> bytes:
     """Return the 16 bytes that stand before the frames."""
     return HEADER.pack(kind, PROTOCOL_VERSION, receiver_index, packet_number)
 
@@ -63,7 +69,7 @@ def parse_header(datagram: bytes) -> Header | None:
 
     Nothing in it may be believed before the tag has been verified.
     """
-    if not HEADER_BYTES + TAG_BYTES < len(datagram) <= DATAGRAM_BYTES_MAX:
+    if not OVERHEAD_BYTES < len(datagram) <= DATAGRAM_BYTES_MAX:
         return None
     return Header._make(HEADER.unpack_from(datagram))
 

@@ -1,8 +1,7 @@
 """The frames inside a datagram: pieces of messages, acknowledgements, ping and close.
 
 Frames are parsed all at once, after the tag has been verified and before any has an effect.
-``docs/spec/link.md`` draws them. Type numbers 0x14 to 0x17 are reserved for parity (PAR) and 0x03
-for a window update; version 1 neither sends nor accepts them.
+``docs/spec/link.md`` draws them. Type number 0x03 is reserved for a window update.
 """
 
 from __future__ import annotations
@@ -12,28 +11,38 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgellama.errors import WireError
-from edgellama.wire.datagram import FRAMES_BYTES_MAX
+from edgellama.wire.datagram import FRAMES_BYTES_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MESSAGE_BYTES_MAX = 64 << 20
 FRAGMENT_HEADER_BYTES = 13
-FRAGMENT_BYTES_MAX = FRAMES_BYTES_MAX - FRAGMENT_HEADER_BYTES
+FRAGMENT_BYTES_BASE = FRAMES_BYTES_BASE - FRAGMENT_HEADER_BYTES
+"""What a datagram carries of a message on a path of which nothing is known."""
+
+PARITY_HEADER_BYTES = 11
+PARITY_FRAGMENTS_MAX = 16
+"""Parity is for messages of a few fragments: it makes good one that is lost."""
+
 MESSAGE_ID_MAX = 0xFFFFFFFF
 RANGES_MAX = 16
 
 _PADDING, _PING, _ACK, _CLOSE = 0x00, 0x01, 0x02, 0x04
 _MESSAGE = 0x10  # plus the priority
+_PARITY = 0x14  # plus the priority
 
 _FRAGMENT = struct.Struct(">BIHHI")
+_PARITY_HEAD = struct.Struct(">BIHI")
 _ACK_HEAD = struct.Struct(">BBHHQH")
 _ACK_RANGE = struct.Struct(">HH")
 _DELAY_UNIT_S = 16e-6
 _U16_MAX = 0xFFFF
 
 assert _FRAGMENT.size == FRAGMENT_HEADER_BYTES
+assert _PARITY_HEAD.size == PARITY_HEADER_BYTES
 PING_FRAME = bytes([_PING])
+PADDING = bytes([_PADDING])
 
 
 class Priority(IntEnum):
@@ -65,6 +74,16 @@ class Fragment(NamedTuple):
     payload: bytes
 
 
+class Parity(NamedTuple):
+    """The exclusive or of all the fragments of a message, the last one filled up with zeros."""
+
+    priority: int
+    message_id: int
+    fragment_count: int
+    message_bytes: int
+    payload: bytes
+
+
 class Acknowledgement(NamedTuple):
     """Which packets arrived: closed ranges (low, high), the newest first."""
 
@@ -83,13 +102,13 @@ class Close(NamedTuple):
     code: int
 
 
-Frame = Fragment | Acknowledgement | Ping | Close
+Frame = Fragment | Parity | Acknowledgement | Ping | Close
 _THE_PING = Ping()
 
 
-def fragment_count(message_bytes: int) -> int:
+def fragment_count(message_bytes: int, fragment_bytes_max: int = FRAGMENT_BYTES_BASE) -> int:
     """Return into how many fragments a message is cut: as few as fit, at least one."""
-    return max(1, -(-message_bytes // FRAGMENT_BYTES_MAX))
+    return max(1, -(-message_bytes // fragment_bytes_max))
 
 
 def fragment_bytes(message_bytes: int, count: int) -> int:
@@ -126,6 +145,38 @@ def _parse_fragment(frames: bytes, offset: int) -> tuple[Frame, int]:
     return fragment, start + size
 
 
+def pack_parity(
+    priority: int, message_id: int, count: int, message_bytes: int, payload: bytes
+) -> bytes:
+    """Return the frame that makes good a lost fragment of a message."""
+    return _PARITY_HEAD.pack(_PARITY + priority, message_id, count, message_bytes) + payload
+
+
+def _parse_parity(frames: bytes, offset: int) -> tuple[Frame, int]:
+    kind, message_id, count, message_bytes = _PARITY_HEAD.unpack_from(frames, offset)
+    if not (2 <= count <= PARITY_FRAGMENTS_MAX and count <= message_bytes <= MESSAGE_BYTES_MAX):
+        raise WireError(f"a peer sent parity of {count} fragments of {message_bytes} bytes")
+    start = offset + PARITY_HEADER_BYTES
+    size = fragment_bytes(message_bytes, count)
+    if message_bytes - (count - 1) * size < 1:
+        raise WireError(f"a peer cut {message_bytes} bytes into {count} fragments")
+    payload = frames[start : start + size]
+    if len(payload) != size:
+        raise WireError(f"a peer sent {len(payload)} of a parity's {size} bytes")
+    return Parity(kind - _PARITY, message_id, count, message_bytes, payload), start + size
+
+
+def parity_of(parts: Iterable[bytes], size: int) -> bytes:
+    """Return the exclusive or of parts of at most ``size`` bytes, short ones filled up with zeros.
+
+    Parity and all parts but one give the one that is missing, filled up with zeros.
+    """
+    total = 0
+    for part in parts:
+        total ^= int.from_bytes(part, "little")
+    return total.to_bytes(size, "little")
+
+
 def acknowledgement_ranges_max(room_bytes: int) -> int:
     """Return how many ranges an acknowledgement of at most that many bytes can hold."""
     return min(RANGES_MAX, 1 + (room_bytes - _ACK_HEAD.size) // _ACK_RANGE.size)
@@ -139,6 +190,7 @@ def pack_acknowledgement(
     A range or a gap longer than 16 bits ends the list early: what lies below it was decided
     long ago, since a sender gives a packet up when three later ones have arrived.
     """
+    delay = min(_U16_MAX, max(0, int(delay_s / _DELAY_UNIT_S)))
     parts: list[bytes] = []
     largest = first = previous_low = 0
     for low, high in ranges:
@@ -154,7 +206,6 @@ def pack_acknowledgement(
         previous_low = low
         if high - low > _U16_MAX:
             break
-    delay = min(_U16_MAX, max(0, int(delay_s / _DELAY_UNIT_S)))
     parts[0] = _ACK_HEAD.pack(_ACK, len(parts), delay, window_packets, largest, first)
     return b"".join(parts)
 
@@ -201,8 +252,10 @@ def parse_frames(frames: bytes) -> list[Frame]:
                 frame, offset = _THE_PING, offset + 1
             elif kind == _CLOSE:
                 frame, offset = Close(frames[offset + 1]), offset + 2
+            elif _PARITY <= kind <= _PARITY + Priority.BULK:
+                frame, offset = _parse_parity(frames, offset)
             elif kind == _PADDING:
-                offset += 1
+                offset = end - len(frames[offset:].lstrip(b"\0"))
                 continue
             else:
                 raise WireError(f"a peer sent a frame of unknown type {kind:#04x}")

@@ -6,9 +6,11 @@ ChaCha20-Poly1305, the header as associated data and the packet number as nonce.
 
 from __future__ import annotations
 
-import struct
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from edgellama.wire.datagram import HEADER_BYTES
 from edgellama.wire.noise import KEY_BYTES, Cipher
@@ -16,11 +18,8 @@ from edgellama.wire.noise import KEY_BYTES, Cipher
 if TYPE_CHECKING:
     from edgellama.wire.noise import Buffer, TransportKeys
 
-LINK_PROLOGUE: Final = b"edgellama link 2"
+LINK_PROLOGUE: Final = b"edgellama link 3"
 COOKIE_PURPOSE: Final = b"edgellama cookie"
-
-_PACKET_NUMBER: Final = struct.Struct(">8xQ")
-assert _PACKET_NUMBER.size == HEADER_BYTES
 
 
 def mesh_psk(mesh_key: bytes) -> bytes:
@@ -43,13 +42,12 @@ class Seal:
     __slots__ = ("_receiving", "_sending")
 
     def __init__(self, keys: TransportKeys) -> None:
-        self._sending = Cipher(keys.sending)
-        self._receiving = Cipher(keys.receiving)
+        self._sending = ChaCha20Poly1305(keys.sending)
+        self._receiving = ChaCha20Poly1305(keys.receiving)
 
     def seal(self, header: bytes, frames: bytes) -> bytes:
         """Return the whole datagram: header, encrypted frames and tag."""
-        (packet_number,) = _PACKET_NUMBER.unpack(header)
-        return header + self._sending.seal(packet_number, frames, header)
+        return header + self._sending.encrypt(_nonce(header), frames, header)
 
     def open(self, datagram: bytes) -> bytes | None:
         """Return the frames, or None when the tag is not the expected one.
@@ -57,8 +55,15 @@ class Seal:
         The datagram is longer than a header and a tag.
         """
         header = datagram[:HEADER_BYTES]
-        (packet_number,) = _PACKET_NUMBER.unpack(header)
-        return self._receiving.open(packet_number, datagram[HEADER_BYTES:], header)
+        try:
+            return self._receiving.decrypt(_nonce(header), datagram[HEADER_BYTES:], header)
+        except InvalidTag:
+            return None
+
+
+def _nonce(header: bytes) -> bytes:
+    """Return the packet number, which ends the header, in little-endian order behind 4 zeros."""
+    return b"\0\0\0\0" + header[:7:-1]
 
 
 class Sequence:

@@ -8,12 +8,12 @@ from edgellama.link.acknowledgements import (
     RANGES_KEPT_MAX,
     ReceivedPackets,
 )
-from edgellama.wire.datagram import FRAMES_BYTES_MAX
+from edgellama.wire.datagram import FRAMES_BYTES_BASE
 from edgellama.wire.frames import RANGES_MAX, Acknowledgement, parse_frames
 
 
 def acknowledged(received: ReceivedPackets, now: float) -> Acknowledgement:
-    (frame,) = parse_frames(received.frame(now, FRAMES_BYTES_MAX))
+    (frame,) = parse_frames(received.frame(now, FRAMES_BYTES_BASE))
     assert isinstance(frame, Acknowledgement)
     return frame
 

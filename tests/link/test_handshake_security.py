@@ -9,7 +9,6 @@ import pytest
 from edgellama.link import connection as connection_module
 from edgellama.link.admission import COOKIE_SECRET_S, HANDSHAKES_PER_S_MAX
 from edgellama.link.endpoint import (
-    OLD_KEYS_S,
     Connected,
     DialFailed,
     Endpoint,
@@ -18,6 +17,7 @@ from edgellama.link.endpoint import (
     Priority,
 )
 from edgellama.link.handshake import HALF_OPEN_S
+from edgellama.link.receivers import OLD_KEYS_S
 from edgellama.testing.network import (
     Conditions,
     RecordingHandler,
@@ -25,7 +25,7 @@ from edgellama.testing.network import (
     SimulatedNetwork,
 )
 from edgellama.values import Address
-from edgellama.wire.datagram import DatagramType
+from edgellama.wire.datagram import PROTOCOL_VERSION, DatagramType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,7 +192,7 @@ def test_a_forged_cookie_or_answer_does_not_disturb_a_dial() -> None:
     (dial,) = low.endpoint._dials.values()
     for kind in (2, 4):
         for size in (33, 40, 64, 108, 1200):
-            forged = bytes([kind, 2, 0, 0]) + dial.receiver_index.to_bytes(4, "big")
+            forged = bytes([kind, PROTOCOL_VERSION, 0, 0]) + dial.receiver_index.to_bytes(4, "big")
             network.send(forged.ljust(size, b"\7"), THERE, HERE)
     network.run(1.0)
     assert low.handler.events == [Connected(Identity(HIGH, 5), THERE)]
@@ -282,3 +282,37 @@ def test_a_changed_mesh_key_keeps_connections_and_shuts_out_the_old_key() -> Non
     old.act(lambda now: old.endpoint.dial(HERE, now))
     network.run(network.now + 5.0)
     assert LOW in old.endpoint.peers()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_new_keys_asked_for_before_the_last_ones_were_used_renew_the_same_connection(
+    lost: int,
+) -> None:
+    """The second question names keys that the responder has not seen a packet under."""
+    network, low, high = connected()
+    low.act(lambda now: low.endpoint.renew_keys(HIGH, now))
+    while len(network.of(DatagramType.RESPONSE)) < 2:
+        network.run(network.now + 0.0001)
+    network.cut(HERE, THERE)  # what would confirm the first keys is lost
+    network.run(network.now + 0.01 * lost)
+    network.heal()
+    low.act(lambda now: low.endpoint.renew_keys(HIGH, now))
+    for number in range(20):
+        for sender, node in ((low, HIGH), (high, LOW)):
+            body = f"{number}".encode() * 1000
+            sender.act(lambda now, s=sender, n=node, b=body: s.endpoint.send(n, b, 1, now))
+        network.run(network.now + 1.0)
+    for one in (low, high):
+        assert len(messages(one)) == 20
+        assert [type(event) for event in one.handler.events].count(Connected) == 1
+        assert len(one.handler.events) == 21, "and nothing has ended"
+
+
+def test_a_question_for_new_keys_of_a_connection_that_is_gone_is_not_answered() -> None:
+    network, low, _ = connected()
+    connection = low.endpoint._connections[HIGH]
+    connection.peer_index ^= 1
+    answers = len(network.of(DatagramType.RESPONSE))
+    low.act(lambda now: low.endpoint.renew_keys(HIGH, now))
+    network.run(network.now + 5.0)
+    assert len(network.of(DatagramType.RESPONSE)) == answers

@@ -13,6 +13,7 @@ from edgellama.link.recovery import (
     PROBE_TIMEOUT_MAX_S,
     LossRecovery,
     RoundTrip,
+    SentPacket,
 )
 from edgellama.wire.frames import Acknowledgement
 
@@ -28,7 +29,7 @@ def numbers(packets: list[tuple[int, object]]) -> list[int]:
 def sent(count: int, spacing_s: float = 0.0) -> LossRecovery:
     recovery = LossRecovery()
     for number in range(count):
-        recovery.on_sent(number, (), number * spacing_s)
+        recovery.on_sent(number, SentPacket(number * spacing_s, ()))
     return recovery
 
 

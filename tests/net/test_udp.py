@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import selectors
 import socket
+import sys
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from edgellama.errors import NetworkError
 from edgellama.link.endpoint import (
     Connected,
+    DialFailed,
     Disconnected,
     Endpoint,
     Event,
@@ -21,7 +25,7 @@ from edgellama.link.endpoint import (
     MessageReceived,
     Priority,
 )
-from edgellama.net import udp
+from edgellama.net import segments, udp
 from edgellama.net.udp import SendOutcome, UdpDriver, UdpSocket
 from edgellama.values import Address
 
@@ -241,15 +245,22 @@ def test_the_window_follows_what_the_kernel_granted(monkeypatch: pytest.MonkeyPa
 class Failing:
     """Stands in for the operating system's socket."""
 
-    def __init__(self, errors: list[OSError]) -> None:
+    def __init__(self, errors: list[OSError | None]) -> None:
         self.errors = errors
 
     def sendto(self, data: bytes, address: Address) -> None:
-        raise self.errors.pop(0)
+        self._fail()
+
+    def sendmsg(self, data: list[bytes], control: object, flags: int, address: Address) -> None:
+        self._fail()
+
+    def _fail(self) -> None:
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
 
     def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
-        if self.errors:
-            raise self.errors.pop(0)
+        self._fail()
         return b"data", ("10.0.0.1", 7)
 
 
@@ -258,11 +269,12 @@ class Failing:
     [
         (errno.EAGAIN, SendOutcome.BLOCKED),
         (errno.ENOBUFS, SendOutcome.BLOCKED),
-        (errno.EHOSTUNREACH, SendOutcome.DROPPED),
-        (errno.ENETUNREACH, SendOutcome.DROPPED),
-        (errno.ENETDOWN, SendOutcome.DROPPED),
-        (errno.ECONNREFUSED, SendOutcome.DROPPED),
-        (errno.EPERM, SendOutcome.DROPPED),
+        (errno.EHOSTUNREACH, SendOutcome.UNREACHABLE),
+        (errno.ENETUNREACH, SendOutcome.UNREACHABLE),
+        (errno.ENETDOWN, SendOutcome.UNREACHABLE),
+        (errno.ECONNREFUSED, SendOutcome.REFUSED),
+        (errno.EPERM, SendOutcome.FORBIDDEN),
+        (errno.EACCES, SendOutcome.FORBIDDEN),
         (errno.EMSGSIZE, SendOutcome.DROPPED),
     ],
 )
@@ -277,6 +289,7 @@ def test_reading_goes_on_after_a_refused_datagram() -> None:
     udp_socket = UdpSocket(HOST, 0)
     udp_socket.close()
     refused = [ConnectionResetError(10054, "reset"), OSError(10040, "too long")]
+    udp_socket._joins = False
     udp_socket._socket = Failing(list(refused))  # type: ignore[assignment]
     assert udp_socket.receive() == (b"data", Address("10.0.0.1", 7))
 
@@ -302,3 +315,152 @@ def test_a_full_radio_queue_delays_and_loses_nothing(
     here.wait_for(1)
     here.driver.post(lambda now: here.endpoint.send(B, body, Priority.PREFILL, now))
     assert there.wait_for(2)[1] == MessageReceived(A, body)
+
+
+class Refusing(UdpSocket):
+    """A socket to which the operating system refuses to send, so many times or always."""
+
+    def __init__(self, number: int, times: int = 1 << 30) -> None:
+        super().__init__(HOST, 0)
+        self.number = number
+        self.times = times
+
+    def send(self, data: bytes, address: Address) -> SendOutcome:
+        self.times -= 1
+        if self.times < 0:
+            return super().send(data, address)
+        real, self._socket = self._socket, Failing([OSError(self.number, "no")])  # type: ignore[assignment]
+        try:
+            return super().send(data, address)
+        finally:
+            self._socket = real
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EPERM, "F-Droid"),
+        (errno.EHOSTUNREACH, "Wi-Fi"),
+        (errno.ENETUNREACH, "Wi-Fi"),
+        (errno.ECONNREFUSED, "nothing listens"),
+        (errno.EMSGSIZE, "no answer"),
+    ],
+)
+def test_a_dial_to_which_the_system_says_no_fails_with_what_to_do(
+    make_peer: Callable[[str, UdpSocket], Peer], number: int, reason: str
+) -> None:
+    here = make_peer(A, Refusing(number))
+    here.driver.post(lambda now: here.endpoint.dial(Address(HOST, 9), now))
+    (failed,) = here.wait_for(1)
+    assert isinstance(failed, DialFailed)
+    assert reason in failed.reason
+    assert "\n" not in failed.reason
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOBUFS, errno.EPERM, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNREFUSED],
+)
+def test_a_radio_that_is_away_for_a_while_loses_no_message(
+    make_peer: Callable[[str, UdpSocket], Peer], number: int
+) -> None:
+    roaming = Refusing(number, times=0)
+    here, there = make_peer(A, roaming), make_peer(B, UdpSocket(HOST, 0))
+    here.driver.post(lambda now: here.endpoint.dial(there.socket.address, now))
+    here.wait_for(1)
+    body = random.Random(1).randbytes(50_000)
+
+    def roam(now: float) -> None:
+        roaming.segments = False
+        roaming.times = 12
+        here.endpoint.send(B, body, Priority.PREFILL, now)
+
+    here.driver.post(roam)
+    assert there.wait_for(2)[1] == MessageReceived(A, body)
+    assert not any(isinstance(event, Disconnected) for event in here.events)
+
+
+RUN = [(b"a" * 100, Address("10.0.0.1", 7)), (b"b" * 100, Address("10.0.0.1", 7))]
+
+
+def with_fake(errors: list[OSError | None]) -> UdpSocket:
+    udp_socket = UdpSocket(HOST, 0)
+    udp_socket.close()
+    udp_socket._socket = Failing(errors)  # type: ignore[assignment]
+    udp_socket.segments = True
+    return udp_socket
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOPROTOOPT, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_driver_that_does_not_segment_after_all_gets_single_datagrams(number: int) -> None:
+    udp_socket = with_fake([OSError(number, "no")])
+    datagrams = deque(RUN)
+    assert udp_socket.send_next(datagrams) is SendOutcome.SENT
+    assert not datagrams
+    assert not udp_socket.segments
+
+
+def test_a_run_waits_when_the_radio_is_full_and_is_dropped_when_it_is_away() -> None:
+    udp_socket = with_fake([OSError(errno.ENOBUFS, "no"), OSError(errno.EHOSTUNREACH, "no")])
+    datagrams = deque(RUN)
+    assert udp_socket.send_next(datagrams) is SendOutcome.BLOCKED
+    assert list(datagrams) == RUN
+    assert udp_socket.send_next(datagrams) is SendOutcome.UNREACHABLE
+    assert not datagrams
+    assert udp_socket.segments
+
+
+needs_segments = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux sends and receives runs in one call"
+)
+
+
+@needs_segments
+def test_runs_of_datagrams_cross_in_one_call_and_come_out_as_they_went_in() -> None:
+    with UdpSocket(HOST, 0) as here, UdpSocket(HOST, 0) as there:
+        if not here.segments:
+            pytest.skip("this kernel has no segmentation offload for UDP")
+        lengths = [1000] * 20 + [700] + [1000, 1200, 1200, 33]
+        bodies = [bytes([number]) * length for number, length in enumerate(lengths)]
+        datagrams = deque((body, there.address) for body in bodies)
+        calls = 0
+        while datagrams:
+            assert here.send_next(datagrams) is SendOutcome.SENT
+            calls += 1
+        assert calls == 4  # 16; 4 and the shorter one; 1000; the rest
+        received = []
+        while (one := there.receive()) is not None:
+            received.append(one)
+        assert received == [(body, here.address) for body in bodies]
+
+
+@needs_segments
+def test_a_kernel_without_the_options_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_UDP_SEGMENT", 9999)
+    monkeypatch.setattr(segments, "_UDP_GRO", 9999)
+    with UdpSocket(HOST, 0) as here, UdpSocket(HOST, 0) as there:
+        assert not here.segments
+        datagrams = deque([(b"x" * 100, there.address)] * 3)
+        for left in (2, 1, 0):
+            assert here.send_next(datagrams) is SendOutcome.SENT
+            assert len(datagrams) == left
+        assert [there.receive() for _ in range(4)] == [(b"x" * 100, here.address)] * 3 + [None]
+
+
+@needs_segments
+def test_datagrams_leave_whole_or_not_at_all() -> None:
+    with UdpSocket(HOST, 0) as udp_socket:
+        assert udp_socket._socket.getsockopt(socket.IPPROTO_IP, 10) == 3  # IP_PMTUDISC_PROBE
+
+
+def test_descriptors_beyond_select_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(self: object, timeout: float) -> None:
+        raise ValueError("filedescriptor out of range in select()")
+
+    monkeypatch.setattr(selectors.SelectSelector, "select", cannot)
+    with UdpSocket(HOST, 0) as here, UdpSocket(HOST, 0) as there, udp.FineSelector() as selector:
+        selector.register(here, selectors.EVENT_READ, "here")
+        selector.register(there, selectors.EVENT_READ, "there")
+        assert selector.select(0.0) == []
+        there.send(b"x", here.address)
+        assert [key.data for key, _ in selector.select(PATIENCE_S)] == ["here"]

@@ -16,16 +16,17 @@ from edgellama.link.ranges import Ranges
 from edgellama.link.reassembly import Fate, Reassembly
 from edgellama.link.recovery import LossRecovery, SentPacket
 from edgellama.link.replay_window import ReplayWindow
+from edgellama.link.sending import Sending
 from edgellama.testing.link_scenario import ScenarioError, run_link_scenario
-from edgellama.wire.noise import Cipher
 from edgellama.wire.sealing import Seal
 
 if TYPE_CHECKING:
-    from edgellama.wire.frames import Acknowledgement, Fragment
+    from edgellama.wire.frames import Acknowledgement, Fragment, Parity
+    from edgellama.wire.noise import TransportKeys
 
 SEEDS = 20
 
-KEYS: dict[int, tuple[Cipher, bytes]] = {}
+KEYS: dict[int, tuple[Seal, bytes]] = {}
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -73,32 +74,31 @@ def lost_packets_stay_in_flight(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_tag_is_not_checked(patch: pytest.MonkeyPatch) -> None:
-    right = Cipher.__init__
+    right = Seal.__init__
 
-    def keep(self: Cipher, key: bytes) -> None:
-        right(self, key)
-        KEYS[id(self)] = (self, key)
+    def keep(self: Seal, keys: TransportKeys) -> None:
+        right(self, keys)
+        KEYS[id(self)] = (self, keys.receiving)
 
-    def wrong(self: Cipher, nonce: int, sealed: bytes, associated: bytes = b"") -> bytes:
+    def wrong(self: Seal, datagram: bytes) -> bytes:
         # RFC 8439 section 2.8: the cipher's block 0 keys the tag, the text begins with block 1.
-        counter = (1).to_bytes(4, "little") + bytes(4) + nonce.to_bytes(8, "little")
+        counter = (1).to_bytes(4, "little") + bytes(4) + datagram[15:7:-1]
         algorithm = algorithms.ChaCha20(KEYS[id(self)][1], counter)
-        return CipherContext(algorithm, mode=None).decryptor().update(sealed[:-16])
+        return CipherContext(algorithm, mode=None).decryptor().update(datagram[16:-16])
 
-    patch.setattr(Cipher, "__init__", keep)
-    patch.setattr(Cipher, "open", wrong)
+    patch.setattr(Seal, "__init__", keep)
+    patch.setattr(Seal, "open", wrong)
 
 
 def a_packet_number_is_used_twice(patch: pytest.MonkeyPatch) -> None:
-    right = Connection._seal_packet
+    right = Sending.end_burst
 
-    def wrong(self: Connection, frames: bytes) -> bytes:
-        datagram = right(self, frames)
-        if self._next_packet_number % 50 == 20:
-            self._next_packet_number -= 1
-        return datagram
+    def wrong(self: Sending) -> None:
+        right(self)
+        if self.next_packet_number % 50 == 20:
+            self.next_packet_number -= 1
 
-    patch.setattr(Connection, "_seal_packet", wrong)
+    patch.setattr(Sending, "end_burst", wrong)
 
 
 def a_nonce_is_used_for_two_texts(patch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def new_keys_count_packets_from_0(patch: pytest.MonkeyPatch) -> None:
 
     def wrong(self: Connection, seal: Seal, peer_index: int, now: float) -> None:
         right(self, seal, peer_index, now)
-        self._next_packet_number = 0
+        self.sending.next_packet_number = 0
 
     patch.setattr(Connection, "renew", wrong)
 
@@ -145,7 +145,7 @@ def an_acknowledged_fragment_counts_twice(patch: pytest.MonkeyPatch) -> None:
         piece.message.unacknowledged -= 1
         if not piece.message.unacknowledged:
             self.unfinished -= 1
-            self._started -= 1
+            self._under_way.pop(piece.message.message_id, None)
 
     patch.setattr(Outbox, "arrived", wrong)
 
@@ -154,8 +154,8 @@ def refused_packets_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("edgellama.link.reassembly.STARTED_MESSAGES_MAX", 2)
     right = Connection._accept
 
-    def wrong(self: Connection, fragment: Fragment, messages: list[bytes]) -> bool:
-        right(self, fragment, messages)
+    def wrong(self: Connection, frame: Fragment | Parity, messages: list[bytes]) -> bool:
+        right(self, frame, messages)
         return True
 
     patch.setattr(Connection, "_accept", wrong)

@@ -44,7 +44,7 @@ def test_loss_reordering_and_duplication_of_a_tenth_lose_nothing() -> None:
 
 def test_a_perfect_network_repeats_nothing() -> None:
     for seed in range(3):
-        assert run_link_scenario(seed, PERFECT, cuts=False).retransmitted == 0
+        assert run_link_scenario(seed, PERFECT, faults=False).retransmitted == 0
 
 
 def test_the_same_seed_gives_the_same_run_to_the_last_datagram() -> None:

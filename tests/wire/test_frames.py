@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellama.errors import WireError
-from edgellama.wire.datagram import FRAMES_BYTES_MAX
+from edgellama.wire.datagram import FRAMES_BYTES_BASE, FRAMES_BYTES_MAX
 from edgellama.wire.frames import (
-    FRAGMENT_BYTES_MAX,
+    FRAGMENT_BYTES_BASE,
     MESSAGE_BYTES_MAX,
     PING_FRAME,
     RANGES_MAX,
@@ -19,6 +19,7 @@ from edgellama.wire.frames import (
     Close,
     CloseCode,
     Fragment,
+    Parity,
     Ping,
     acknowledgement_ranges_max,
     fragment_bytes,
@@ -26,6 +27,8 @@ from edgellama.wire.frames import (
     pack_acknowledgement,
     pack_close,
     pack_fragment,
+    pack_parity,
+    parity_of,
     parse_frames,
 )
 
@@ -37,9 +40,12 @@ def test_the_frames_are_laid_out_as_the_specification_draws_them() -> None:
     assert pack_acknowledgement(0.016, 166, [(7, 9), (1, 4)]) == bytes(
         [2, 2, 1000 >> 8, 1000 & 255, 0, 166, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 0, 2, 0, 3]
     )
+    assert pack_parity(1, 0x01020304, 3, 7, b"xyz") == bytes(
+        [0x15, 1, 2, 3, 4, 0, 3, 0, 0, 0, 7, *b"xyz"]
+    )
     assert PING_FRAME == b"\x01"
     assert pack_close(CloseCode.UNHEARD) == b"\x04\x02"
-    assert FRAGMENT_BYTES_MAX == 1155
+    assert FRAGMENT_BYTES_BASE == 1155
 
 
 @pytest.mark.parametrize(
@@ -49,8 +55,8 @@ def test_the_frames_are_laid_out_as_the_specification_draws_them() -> None:
 def test_the_fragments_of_a_message_are_its_bytes_once(message_bytes: int) -> None:
     count = fragment_count(message_bytes)
     size = fragment_bytes(message_bytes, count)
-    assert size <= FRAGMENT_BYTES_MAX
-    assert count == max(1, -(-message_bytes // FRAGMENT_BYTES_MAX)), "no datagram too many"
+    assert size <= FRAGMENT_BYTES_BASE
+    assert count == max(1, -(-message_bytes // FRAGMENT_BYTES_BASE)), "no datagram too many"
     last = message_bytes - (count - 1) * size
     assert (1 if message_bytes else 0) <= last <= size
     assert count <= 0xFFFF
@@ -64,7 +70,7 @@ def test_a_fragment_survives_the_wire(data: st.DataObject, message_bytes: int) -
     size = fragment_bytes(message_bytes, count)
     payload = bytes(min(size, message_bytes - index * size))
     frame = pack_fragment(2, 77, index, count, message_bytes, payload)
-    assert len(frame) <= FRAMES_BYTES_MAX
+    assert len(frame) <= FRAMES_BYTES_BASE
     expected = Fragment(2, 77, index, count, message_bytes, payload)
     assert parse_frames(frame) == [expected]
     assert parse_frames(PING_FRAME + frame + PING_FRAME) == [Ping(), expected, Ping()]
@@ -156,3 +162,44 @@ def test_hostile_frames_are_wire_errors(frames: bytes) -> None:
 def test_any_bytes_are_frames_or_a_wire_error(frames: bytes) -> None:
     with contextlib.suppress(WireError):
         parse_frames(frames)
+
+
+@given(message=st.binary(min_size=2, max_size=9000), size=st.integers(1, 1400), data=st.data())
+@settings(deadline=None, max_examples=100)
+def test_parity_and_all_fragments_but_one_give_that_one(
+    message: bytes, size: int, data: st.DataObject
+) -> None:
+    size = fragment_bytes(len(message), fragment_count(len(message), size))
+    parts = [message[start : start + size] for start in range(0, len(message), size)]
+    lost = data.draw(st.integers(0, len(parts) - 1))
+    parity = parity_of(parts, size)
+    others = parts[:lost] + parts[lost + 1 :]
+    assert parity_of([parity, *others], size) == parts[lost].ljust(size, b"\0")
+
+
+def test_parity_survives_the_wire_and_may_stand_before_other_frames() -> None:
+    frame = pack_parity(0, 9, 3, 2500, b"p" * 834)
+    assert parse_frames(frame + PING_FRAME) == [Parity(0, 9, 3, 2500, b"p" * 834), Ping()]
+
+
+@pytest.mark.parametrize(
+    ("count", "message_bytes", "payload_bytes"),
+    [
+        (1, 100, 100),  # of one fragment there is nothing to be made good
+        (17, 1700, 100),
+        (3, 2, 1),  # a fragment would be empty
+        (4, 5, 2),  # likewise
+        (3, MESSAGE_BYTES_MAX + 1, 1000),
+        (3, 2500, 833),  # cut short
+    ],
+)
+def test_parity_of_no_message_is_refused(
+    count: int, message_bytes: int, payload_bytes: int
+) -> None:
+    with pytest.raises(WireError):
+        parse_frames(pack_parity(1, 0, count, message_bytes, bytes(payload_bytes)))
+
+
+def test_padding_is_skipped_wherever_it_stands() -> None:
+    assert parse_frames(bytes(1000)) == []
+    assert parse_frames(bytes(3) + PING_FRAME + bytes(2) + PING_FRAME + b"\0") == [Ping(), Ping()]

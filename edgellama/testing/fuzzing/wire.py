@@ -9,7 +9,7 @@ from edgellama_kernels import HiddenRows
 
 from edgellama.errors import WireError
 from edgellama.link.reassembly import (
-    LARGE_FRAGMENTS_MIN,
+    LARGE_BYTES_MIN,
     LARGE_MESSAGES_MAX,
     STARTED_MESSAGES_MAX,
     Reassembly,
@@ -32,10 +32,12 @@ from edgellama.wire.frames import (
     Acknowledgement,
     CloseCode,
     Fragment,
+    Parity,
     Priority,
     pack_acknowledgement,
     pack_close,
     pack_fragment,
+    pack_parity,
     parse_frames,
 )
 from edgellama.wire.messages import decode, encode
@@ -80,7 +82,7 @@ def frames(data: bytes) -> None:
         for frame in parsed:
             if isinstance(frame, Acknowledgement):
                 _check_acknowledgement(frame)
-            elif isinstance(frame, Fragment):
+            elif isinstance(frame, Fragment | Parity):
                 _reassemble(reassembly, started, frame)
 
 
@@ -95,18 +97,21 @@ def _check_acknowledgement(frame: Acknowledgement) -> None:
     assert again.ranges == frame.ranges
 
 
-def _reassemble(reassembly: Reassembly, started: dict[int, int], fragment: Fragment) -> None:
+def _reassemble(reassembly: Reassembly, started: dict[int, int], frame: Fragment | Parity) -> None:
     try:
-        outcome = reassembly.accept(fragment)
+        if isinstance(frame, Fragment):
+            outcome = reassembly.accept(frame)
+        else:
+            outcome = reassembly.accept_parity(frame)
     except WireError:
         return
     if isinstance(outcome, bytes):
-        assert len(outcome) == fragment.message_bytes
-        started.pop(fragment.message_id, None)
+        assert len(outcome) == frame.message_bytes
+        started.pop(frame.message_id, None)
     elif outcome.value == "kept":
-        started[fragment.message_id] = fragment.fragment_count
+        started[frame.message_id] = frame.message_bytes
     assert len(started) <= STARTED_MESSAGES_MAX
-    large = [count for count in started.values() if count >= LARGE_FRAGMENTS_MIN]
+    large = [size for size in started.values() if size >= LARGE_BYTES_MIN]
     assert len(large) <= LARGE_MESSAGES_MAX
 
 
@@ -117,6 +122,7 @@ def frame_seeds() -> Iterator[bytes]:
     yield pack_fragment(Priority.CONTROL, 1, 0, 1, 4, b"word")
     yield b"".join(pack_fragment(Priority.BULK, 2, i, 3, 9, b"abc") for i in range(3))
     yield pack_fragment(Priority.DECODE, 3, 99, 100, 1000, bytes(10))
+    yield pack_parity(Priority.DECODE, 4, 2, 4, b"ac") + pack_fragment(1, 4, 0, 2, 4, b"ab")
 
 
 def messages(data: bytes) -> None:
