@@ -45,7 +45,7 @@ class Reports:
         return StatusReply(
             request,
             self._me,
-            plan is not None and not self._planning.trouble,
+            plan is not None and self._is_complete(plan) and not self._planning.trouble,
             plan_number(plan.epoch) if plan else 0,
             (facts,) if facts else (),
             plan.context if plan else 0,
@@ -55,6 +55,11 @@ class Reports:
             plan.kv_kind if plan else KV_F16,
             self._planning.split,
         )
+
+    def _is_complete(self, plan: Plan) -> bool:
+        """Whether every stage's device is there: one that left is missed before it is replaced."""
+        living = {record.node for record in self._membership.living()}
+        return all(stage.node in living for stage in plan.stages)
 
     def facts(self, request: int) -> FactsReply:
         """Return all that this node would make a plan of."""

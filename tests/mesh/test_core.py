@@ -180,6 +180,15 @@ def test_status_shows_each_links_counters_and_members_without_layers() -> None:
     ]
 
 
+def test_a_mesh_whose_stage_has_left_is_not_ready() -> None:
+    desk = Desk(record(B, ram_bytes=ram_bytes(6)))
+    desk.settle()
+    desk.core.planning._active, desk.core.planning._active_facts = plan_of(A, B), MODEL.facts
+    assert desk.core.status().ready
+    desk.core.membership.declare(B, 1, wire.LEFT, desk.now)
+    assert not desk.core.status().ready
+
+
 def test_heartbeats_go_to_members_every_second() -> None:
     desk = Desk(record(B, ram_bytes=0))
     desk.welcome_guest()
