@@ -209,7 +209,7 @@ class ClusterNode:
                 self.told.append(effect.text)
             case GiveUp():
                 self.error = self.error or effect.error
-                self._cluster.network.at(now, self.leave)
+                self._cluster.network.at(self._cluster.network.now, self.leave)
 
     def _answered(self, message: Message) -> None:
         request = getattr(message, "request", None)

@@ -21,15 +21,18 @@ from edgellama.testing.cluster import (
 )
 from edgellama.testing.fake_model import VOCABULARY, FakeModel
 from edgellama.testing.network import Conditions, LivelockError
-from edgellama.values import ASSISTANT, USER, SamplingSettings, Turn
+from edgellama.values import ASSISTANT, USER, Address, SamplingSettings, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from edgellama.testing.network import Watcher
 
 CHAOS_S: Final = 6.0
 ASKS: Final = 5
 FAULTS: Final = 3
 HEALED_S: Final = 90.0
+SLEEP_MAX_S: Final = 8.0
 
 
 class ScenarioError(AssertionError):
@@ -45,6 +48,7 @@ class Outcome:
     failed: int
     epochs: int
     ended_at: float
+    delivered: int  # datagrams
 
 
 def conditions_of(seed: int) -> Conditions:
@@ -60,15 +64,35 @@ def conditions_of(seed: int) -> Conditions:
     )
 
 
+def rough_conditions_of(seed: int) -> Conditions:
+    """Return the same with bursts, cut datagrams, a slow and a narrow path besides."""
+    dice = random.Random(f"rough conditions {seed}")  # noqa: S311 - dice, not secrets
+    return replace(
+        conditions_of(seed),
+        burst_enter=dice.choice([0.0, 0.01]),
+        burst_leave=0.3,
+        truncation=dice.choice([0.0, 0.01]),
+        bytes_per_second=dice.choice([1e6, 20e6]),
+        queue_packets=dice.choice([20, 200]),
+        datagram_bytes_max=dice.choice([1472, 1400, 1200]),
+    )
+
+
 class _Scenario:
     """Four devices, of which any two hold the model, and what happens to them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, watch: Watcher | None, *, rough: bool) -> None:
+        self.rough = random.Random(f"rough {seed}") if rough else None  # noqa: S311 - dice
         dice = self.dice = random.Random(f"scenario {seed}")  # noqa: S311 - dice, not secrets
         pace = Pace(dice.choice([(0.001, 0.004), (0.01, 0.04)]), (0.05, 0.5))
         self.cluster = SimulatedCluster(
-            seed, conditions_of(seed), FakeModel(layers=dice.choice([1, 5, 12])), pace
+            seed,
+            rough_conditions_of(seed) if rough else conditions_of(seed),
+            FakeModel(layers=dice.choice([1, 5, 12])),
+            pace,
         )
+        if watch is not None:
+            watch(self.cluster.network)
         self.offers = {name: dice.choice([6, 7, 9, 13]) for name in ("a", "b", "c", "d")}
         self.owner = dice.choice(list(self.offers))
         self.guests: list[ClusterGuest] = []
@@ -89,6 +113,10 @@ class _Scenario:
             at(self.soon(), lambda number=number: self.ask(number))  # type: ignore[misc]
         for _ in range(FAULTS):
             at(self.soon(), self.dice.choice(self.faults()))
+        for _ in range(FAULTS if self.rough else 0):
+            at(self.soon(), self.sleep_or_jump)
+        for _ in range(FAULTS if self.rough else 0):
+            at(self.soon(), self.stranger)
 
     def soon(self) -> float:
         return self.cluster.network.now + self.dice.uniform(0.0, CHAOS_S)
@@ -134,12 +162,14 @@ class _Scenario:
     def crash(self) -> None:
         node = self.victim()
         if node is not None:
+            self._note(f"{node.name} crashes")
             node.kill()
             self.again(node.name)
 
     def go(self) -> None:
         node = self.victim()
         if node is not None:
+            self._note(f"{node.name} leaves")
             node.leave()
             self.again(node.name)
 
@@ -150,10 +180,12 @@ class _Scenario:
     def split(self) -> None:
         up = self.cluster.up()
         half = self.dice.sample(up, len(up) // 2)
+        self._note(f"{', '.join(node.name for node in half)} and the others part")
         self.cluster.partition(half, [node for node in up if node not in half])
 
     def cut(self) -> None:
         source, to = self.dice.sample(self.cluster.up(), 2)
+        self._note(f"{source.name} is no longer heard by {to.name}")
         self.cluster.network.cut(source.address, to.address)
 
     def guest_goes(self) -> None:
@@ -164,9 +196,31 @@ class _Scenario:
         """Let a device compute nothing for a while, as a phone does that sleeps."""
         self.dice.choice(self.cluster.up()).stall(self.dice.uniform(0.5, 3.0))
 
+    def sleep_or_jump(self) -> None:
+        """Suspend a device for a while, or let its clock jump as if it had been."""
+        assert self.rough is not None
+        node, seconds = self.rough.choice(self.cluster.up()), self.rough.uniform(0.0, SLEEP_MAX_S)
+        if self.rough.random() < 0.5:
+            self._note(f"{node.name} sleeps for {seconds:.3f} s")
+            node.host.sleep(seconds, clock_stops=self.rough.random() < 0.5)
+        else:
+            self._note(f"the clock of {node.name} jumps by {seconds:.3f} s")
+            node.host.jump(seconds)
+
+    def stranger(self) -> None:
+        """Let bytes come from somebody who does not belong here."""
+        assert self.rough is not None
+        node = self.rough.choice(self.cluster.up())
+        junk = self.rough.randbytes(self.rough.randrange(1500))
+        self.cluster.network.send(junk, Address("10.0.9.9", 1), node.address)
+
+    def _note(self, text: str) -> None:
+        self.cluster.network.note(text)
+
     def heal(self) -> None:
         cluster = self.cluster
         cluster.run(CHAOS_S + 8.5)  # the last device is back
+        self._note("all is well again")
         cluster.heal()
         cluster.until_ready(seconds=HEALED_S)
         cluster.until_answered(*cluster.answers, seconds=HEALED_S)
@@ -180,9 +234,14 @@ class _Scenario:
                 raise ClusterError(answer.failure.text)
 
 
-def run_cluster_scenario(seed: int) -> Outcome:
-    """Run a seed's scenario; raises ScenarioError when a promise is broken."""
-    scenario = _Scenario(seed)
+def run_cluster_scenario(
+    seed: int, *, rough: bool = False, watch: Watcher | None = None
+) -> Outcome:
+    """Run a seed's scenario; raises ScenarioError when a promise is broken.
+
+    ``rough``: devices sleep, clocks jump, strangers talk, and the network is worse.
+    """
+    scenario = _Scenario(seed, watch, rough=rough)
     try:
         scenario.begin()
         scenario.heal()
@@ -195,4 +254,5 @@ def run_cluster_scenario(seed: int) -> Outcome:
         sum(answer.failure is not None for answer in cluster.answers),
         max(node.core.planning.epoch_seen for node in cluster.up()),
         cluster.network.now,
+        cluster.network.delivered,
     )

@@ -72,6 +72,8 @@ class _Scenario:
         self.conditions = conditions
         self.dice = random.Random(f"scenario {seed}")  # noqa: S311
         self.network = WatchedNetwork(seed, conditions)
+        if watch is not None:
+            watch(self.network)
         self.talkers = [Talker(), Talker()]
         self.hosts = []
         for number, talker in enumerate(self.talkers):
@@ -84,8 +86,6 @@ class _Scenario:
             self.hosts.append(host)
             self.network.talking.add(host.address)
         self.said: list[list[bytes]] = [[], []]
-        if watch is not None:
-            watch(self.network, self.hosts)
 
     def connect(self) -> None:
         both = self.dice.random() < 0.5

@@ -34,8 +34,8 @@ HOST_WINDOW_PACKETS = 166
 Watch = Callable[[bytes, Address, Address, str], None]
 """Is told of every datagram: its bytes, from whom to whom, and why it is dropped, or nothing."""
 
-Watcher = Callable[["SimulatedNetwork", list["SimulatedHost"]], None]
-"""Is shown a scenario before it begins."""
+Watcher = Callable[["SimulatedNetwork"], None]
+"""Is shown the network of a scenario before it begins."""
 
 
 class LivelockError(AssertionError):
@@ -90,6 +90,7 @@ class SimulatedNetwork:
         self._receivers: dict[Address, Callable[[bytes, Address], None]] = {}
         self._events: list[_Event] = []
         self._ties = 0
+        self.hosts: dict[Address, SimulatedHost] = {}  # the latest at each address
         self.watch: Watch | None = None
         self.note: Callable[[str], None] = lambda _: None  # is told what befalls whom
         self._digest = blake2b(digest_size=16)
@@ -251,6 +252,7 @@ class SimulatedHost:
         self._timer: float | None = None  # by this host's own clock
         self._timers_set = 0
         network.attach(address, self._receive)
+        network.hosts[address] = self
 
     @property
     def now(self) -> float:
@@ -267,6 +269,7 @@ class SimulatedHost:
         self.network.detach(self.address)
         self.address = address
         self.network.attach(address, self._receive)
+        self.network.hosts[address] = self
 
     def sleep(self, seconds: float, *, clock_stops: bool) -> None:
         """Do nothing for a while, as a suspended phone does.
