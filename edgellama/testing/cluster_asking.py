@@ -30,6 +30,7 @@ from edgellama.wire.messages import (
     StatusReply,
     decode,
     encode,
+    with_turns_kept,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ class Answer:
                 return
             for due in self.order.accept(message):
                 self.text += due.text
+                if isinstance(due, Piece):
+                    # As an asker does: another home shall leave out the same turns.
+                    self.ask = with_turns_kept(self.ask, due.turns_kept)
                 if isinstance(due, Finished):
                     self.finished = due
 

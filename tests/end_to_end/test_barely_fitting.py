@@ -20,7 +20,7 @@ CONTEXT = 512
 PROMPT = "one two three"
 OPTIONS = ("--json", "--raw", "-n", 8, "--ignore-eos")
 TRIAL_LIMIT = 600 * MIB
-MARGIN = 12 * MIB  # the room that is found differs a little from start to start
+MARGIN = 32 * MIB  # what is found differs by up to 13 MiB from start to start on a busy machine
 
 
 @pytest.fixture(scope="module")
