@@ -158,7 +158,7 @@ class MeshNode:
             return self._now  # those who wait for each other begin at once to give signs of life
         parts = (
             *(self.membership, self.reach, self.measurements, self.planning),
-            *(self.home, self.stage, self.gateway),
+            *(self.home, self.stage, self.gateway, self.sessions),
         )
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
@@ -180,6 +180,7 @@ class MeshNode:
         self.gateway.handle_timer(now)
         self.home.handle_timer(now)
         self.stage.handle_timer(now)
+        self.sessions.handle_timer(now, self.gateway.requests)
 
     def _heartbeat(self) -> Heartbeat:
         active = self.planning.active

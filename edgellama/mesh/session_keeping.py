@@ -52,7 +52,8 @@ class _Watched:
     ask: Ask
     tokens: list[int]
     texts: list[str]
-    save_at: float | None = None  # when what came since the last time is recorded
+    saved_at: float = 0.0
+    save_at: float | None = None  # when what came since then is recorded
 
     def record(self, state: str, rest: str = "") -> Conversation:
         text = "".join([*self.texts, rest])
@@ -119,7 +120,7 @@ class SessionKeeping:
             watched.texts.append(message.text)
             if watched.save_at is None:
                 pause_s = size_of(watched.conversation) / SAVE_CHARACTERS_PER_S
-                watched.save_at = now + max(SAVE_S, pause_s)
+                watched.save_at = max(now, watched.saved_at + max(SAVE_S, pause_s))
         elif isinstance(message, Finished):
             del self._watched[message.request]
             self._save(watched, message.reason, now, message.text)
@@ -226,7 +227,7 @@ class SessionKeeping:
         self._save(watched, watched.conversation.state, now)
 
     def _save(self, watched: _Watched, state: str, now: float, rest: str = "") -> None:
-        watched.save_at = None
+        watched.saved_at, watched.save_at = now, None
         record = watched.record(state, rest)
         self.keep(record)
         others = self._connected()

@@ -74,6 +74,7 @@ def test_every_process_is_killed_and_another_device_resumes(
     mesh.wait_ready(other, 3)
     (known,) = other.run("sessions", "--json", *mesh.towards()).json
     assert known["state"] == "open"
+    assert known["tokens"] > 0
     answer = mesh.resume(other, "story")
     assert answer["session"]["tokens_known"] >= known["tokens"]
     assert answer["tokens"] == expected(*long)["tokens"]

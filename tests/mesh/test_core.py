@@ -20,13 +20,23 @@ from mesh_building import (
     sent,
     step_of,
 )
+from session_building import answered, conversation_of
 
 from edgellama.link.endpoint import Connected, DialFailed, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
-from edgellama.mesh.effects import Effect, LoadPlan, PromptTokens, Run, ToAsker, TokenizeJob
+from edgellama.mesh.effects import (
+    Effect,
+    LoadPlan,
+    PromptTokens,
+    Run,
+    StoreConversation,
+    ToAsker,
+    TokenizeJob,
+)
 from edgellama.mesh.home import GATEWAY_WAIT_S
 from edgellama.mesh.membership import HEARTBEAT_S
 from edgellama.mesh.planning import SETTLE_S
+from edgellama.mesh.session_keeping import SAVE_S
 from edgellama.testing.fake_model import CONTEXT_MAX, FakeTokenizer, ram_bytes
 from edgellama.values import Address, LinkCounters, NodeId, Span
 from edgellama.wire import messages as wire
@@ -203,6 +213,34 @@ def test_heartbeats_go_to_members_every_second() -> None:
                 assert node == B
                 times.append(desk.now)
     assert times == [0.0, HEARTBEAT_S, 2 * HEARTBEAT_S, 3 * HEARTBEAT_S]
+
+
+def test_every_part_with_a_timer_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = Desk(record(B)).core
+    parts = [part for part in vars(core).values() if hasattr(part, "next_timer")]
+    assert len(parts) >= 8
+    for part in parts:
+        with monkeypatch.context() as patch:
+            called: list[object] = []
+            patch.setattr(part, "next_timer", lambda: -1.0)
+            patch.setattr(part, "handle_timer", lambda *given, called=called: called.append(given))
+            assert core.next_timer() == -1.0, part
+            core.handle_timer(0.0)
+            assert len(called) == 1, part
+
+
+def test_an_answer_in_a_session_is_recorded_while_it_is_made() -> None:
+    desk = Desk(record(B, ram_bytes=0))
+    desk.plan()
+    desk.welcome_guest()
+    asked = conversation_of()
+    desk.hear(GUEST, wire.AskInSession(asked))
+    desk.hear(A, wire.Piece(asked.ask.request, 0, (41,), "<41>"))
+    desk.core.handle_timer(desk.now + SAVE_S)
+    effects = desk.core.effects()
+    record_now = answered(asked, 41)
+    assert [each.conversation for each in of_kind(effects, StoreConversation)] == [record_now]
+    assert (B, wire.KeepSession(record_now)) in sent(effects)
 
 
 def test_this_very_process_asks() -> None:

@@ -102,6 +102,7 @@ def test_an_answer_is_recorded_now_and_then_and_at_its_end() -> None:
     desk.wait(10 * SAVE_S)
     assert desk.effects() == []  # nothing came meanwhile
     desk.piece(2, 43)
+    assert desk.keeping.next_timer() == desk.now  # the last time is long ago
     desk.says(finished("rest", "length"))
     complete = answered(ASKED, 41, 42, 43, state="length")
     assert desk.stored() == [replace(complete, text=complete.text + "rest")]
