@@ -9,9 +9,34 @@ import pytest
 from hosts import GREEDY, PROMPT, Host, Mesh
 from network import best_network
 
+from edgellama.mesh.planning import CONTEXT_DEFAULT
+from edgellama.model.cost import model_facts
+from edgellama.model.gguf import GgufFile
+from edgellama.node.member import SESSIONS_MAX
+from edgellama.plan.ram import Requirements, stage_bytes
+from edgellama.values import Span
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+def offer_for_two_bytes(model: Path) -> int:
+    """Return an offer of which two hold the model and one cannot, not even beside a bare home."""
+    with GgufFile.open(model) as gguf:
+        facts = model_facts(gguf, "00" * 32, model.stem)
+    context = min(facts.context_max, CONTEXT_DEFAULT)
+    requirements = Requirements(context, SESSIONS_MAX)
+
+    def stage(first: int, past: int) -> int:
+        return stage_bytes(facts, Span(first, past), first == 0, requirements)
+
+    def beside_bare_home(past: int) -> int:
+        return stage_bytes(facts, Span(0, past), False, requirements)
+
+    cuts = range(1, facts.layers)
+    shares = min(max(stage(0, cut), stage(cut, facts.layers)) for cut in cuts)
+    return (shares + beside_bare_home(facts.layers)) // 2
 
 
 class ThreeUnlike(NamedTuple):
@@ -29,10 +54,9 @@ def three(
 ) -> Iterator[ThreeUnlike]:
     with Mesh(best_network(), tmp_path_factory.mktemp("unlike")) as mesh:
         hosts, guest = [mesh.host() for _ in range(3)], mesh.host()
-        alone = guest.run("plan", "--model", model, "--ram", "1G", "--json").json
-        enough = alone["stages"][0]["used_bytes"]
+        offer_bytes = offer_for_two_bytes(model)
         for host, name in zip(hosts, ("one", "two", "slow"), strict=True):
-            options = ["--ram", int(enough * 0.97), "--name", name, "--threads", 1]
+            options = ["--ram", offer_bytes, "--name", name, "--threads", 1]
             if name == "slow":
                 options += ["--backend", "numpy"]
             if host is hosts[0]:
