@@ -85,7 +85,7 @@ class Measurements:
         self, me: NodeId, outbox: Outbox, links: Callable[[], Sequence[LinkFacts]]
     ) -> None:
         self.meter = Meter()
-        self.changed_at = 0.0  # when a number that plans are made of last changed
+        self.news_since: float | None = None  # of numbers that plans are made of
         self._me = me
         self._outbox = outbox
         self._own_links = links
@@ -115,7 +115,16 @@ class Measurements:
             *(measured.speed, measured.epoch, measured.stage_ns, measured.head_ns, links)
         )
         if before is None or (before.speed, before.links) != (measured.speed, links):
-            self.changed_at = now
+            self._changed(now)
+
+    def seen(self) -> None:
+        """Take note that a plan has been looked for with all that is known."""
+        self.news_since = None
+
+    def _changed(self, now: float) -> None:
+        # Not the latest: on a busy mesh there is no end of them.
+        if self.news_since is None:
+            self.news_since = now
 
     def peer_connected(self, node: NodeId) -> None:
         """Tell a newcomer what others were told."""
@@ -165,7 +174,7 @@ class Measurements:
         if not is_news(measured, self._told):
             return
         self._told = measured
-        self.changed_at = now
+        self._changed(now)
         for node in members:
             self._outbox.send(node, measured)
 

@@ -87,7 +87,6 @@ class Planning:
         self._has_failed = False  # some stage of the greatest plan could not load
         self._considered_at = -1.0  # the view's changed_at that the leader last looked at
         self._look_again_at: float | None = None
-        self._measured_at = 0.0  # the measurements' changed_at that the leader last looked at
         self._measured_wait_s = MEASURED_S
         self._trouble = ""  # why no plan could be made when the view had last settled
 
@@ -159,9 +158,9 @@ class Planning:
         if self._considered_at != self._membership.changed_at:
             whole = self._greatest is None or self._is_whole(self._greatest, self._lives)
             return self._membership.changed_at + (SETTLE_S if whole else SETTLE_LOST_S)
-        if self._split == RAM or self._measured_at == self._measurements.changed_at:
+        if self._split == RAM or self._measurements.news_since is None:
             return self._look_again_at
-        measured_at = self._measurements.changed_at + self._measured_wait_s
+        measured_at = self._measurements.news_since + self._measured_wait_s
         return min(measured_at, self._look_again_at or measured_at)
 
     def handle_timer(self, now: float) -> None:
@@ -171,11 +170,11 @@ class Planning:
             return
         if self._considered_at != self._membership.changed_at:
             self._measured_wait_s = MEASURED_S
-        elif self._measured_at != self._measurements.changed_at:
+        elif self._measurements.news_since is not None:
             # A plan that measurements change again and again is no better for it.
             self._measured_wait_s = min(2 * self._measured_wait_s, MEASURED_MAX_S)
         self._considered_at = self._membership.changed_at
-        self._measured_at = self._measurements.changed_at
+        self._measurements.seen()
         self._look_again_at = None
         self._unfit.clear()
         self._look_for_conflict()

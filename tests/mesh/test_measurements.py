@@ -148,9 +148,10 @@ def test_what_others_tell() -> None:
     measurements.receive(B, Measured((SPEED,), 5, 300, 40, (theirs, foreign)), 7.0)
     assert measurements.speed(B) == SPEED
     assert measurements.links() == [mine, theirs]  # nobody speaks for another
-    assert measurements.changed_at == 7.0
+    assert measurements.news_since == 7.0
+    measurements.seen()
     measurements.receive(B, Measured((SPEED,), 5, 310, 40, (theirs,)), 8.0)
-    assert measurements.changed_at == 7.0  # nothing that a plan is made of
+    assert measurements.news_since is None  # nothing that a plan is made of
     plan = plan_of(A, B, C)
     assert measurements.stage_times(plan, B, C, 1000) == StageTimes(350, 250_000)
     assert measurements.stage_times(plan_of(A, B, C, epoch=6), B, A, 1000) == StageTimes()

@@ -77,7 +77,6 @@ def test_news_of_speed_are_looked_at_later_and_later() -> None:
     waits = []
     for ms in (3, 30, 2, 20):
         quick(desk, B, ms)
-        desk.measurements.changed_at = desk.now
         due = desk.planning.next_timer()
         assert due is not None
         waits.append(due - desk.now)
@@ -89,6 +88,18 @@ def test_news_of_speed_are_looked_at_later_and_later() -> None:
                 desk.planning.plan_loaded(each.plan.epoch)
         desk.effects()
     assert waits == [MEASURED_S, 2 * MEASURED_S, 4 * MEASURED_S, 8 * MEASURED_S]
+
+
+def test_news_without_end_are_looked_at_all_the_same() -> None:
+    desk = by_speed()
+    desk.planning.stage_ready(B, desk.proposal().plan.epoch)
+    desk.effects()
+    since = desk.now
+    while not desk.announcements() and desk.now < since + 2 * MEASURED_S:
+        desk.now += MEASURED_S / 4
+        quick(desk, B, 30 + int(desk.now - since))
+        desk.planning.handle_timer(desk.now)
+    assert desk.now <= since + 1.5 * MEASURED_S
 
 
 def test_a_small_gain_changes_no_plan_and_a_great_one_does() -> None:
