@@ -20,11 +20,12 @@ from edgellama_kernels.row_codec import REFERENCE
 
 from edgellama.errors import WireError
 from edgellama.link.endpoint import Priority
+from edgellama.mesh.coming_epoch import ComingEpoch
 from edgellama.mesh.deadlines import Deadlines
 from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
 from edgellama.mesh.kept_rows import KeptRows
 from edgellama.mesh.refill import CHUNK_ROWS, Chunk, Refill, window_rows
-from edgellama.mesh.stage_session import Input, StageSession
+from edgellama.mesh.stage_session import Input, StageSession, held_bytes_max
 from edgellama.model.hidden import take_rows
 from edgellama.values import LinkCounters, NodeId, Plan, Span
 from edgellama.wire.activations import ActivationEncoder, decode_hidden
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS_UNDER_WAY_MAX: Final = 16  # of one session in the whole ring, however many stages
-WAITING_MAX: Final = 64  # messages of an epoch that is not in force here yet, of all sessions
 SESSIONS_MAX: Final = 64  # a bound on hostile or forgotten sessions, above any plan's own
 CLOSED_KEPT: Final = 1024  # far more sessions than can end while a step is on its way
 ABANDONED_S: Final = 20.0  # an answer that nobody has gone on with for so long is forgotten
@@ -77,8 +77,7 @@ class StageRole:
         # (epoch, session): a step that comes later must not open it again.
         self._closed: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._encoder = ActivationEncoder(peer_reads_lz4=False)
-        # Of an epoch that is not in force here yet.
-        self._waiting: list[tuple[NodeId, Step | OpenSession | StepNeeded]] = []
+        self._coming = ComingEpoch()
         self._kept = KeptRows()
         self._abandoned = Deadlines(SESSIONS_MAX)
 
@@ -111,8 +110,7 @@ class StageRole:
             self._encoder = ActivationEncoder(
                 peer_reads_lz4=self._peer_reads_lz4(self._next()), wire=plan.wire_from(stage)
             )
-        waiting, self._waiting = self._waiting, []
-        for node, message in waiting:
+        for node, message in self._coming.take():
             with contextlib.suppress(WireError):  # as for a step that has just come
                 self.receive(node, message)
 
@@ -151,8 +149,7 @@ class StageRole:
         """Take what home or a neighbour says of a session, in this epoch or another."""
         plan = self._plan
         if plan is None or message.epoch > plan.epoch:
-            if len(self._waiting) < WAITING_MAX:
-                self._waiting.append((node, message))
+            self._coming.keep(node, message)
         elif message.epoch < plan.epoch:
             self._outbox.send(node, StepStale(plan.epoch))
         elif (message.epoch, message.session) in self._closed or self._stage < 0:
@@ -162,23 +159,29 @@ class StageRole:
         elif isinstance(message, OpenSession):
             if node == plan.home and self._stage > 0:
                 self._open(plan, message, ())
-        elif message.stage == self._stage > 0:
-            self._take(node, plan, message)
+        elif message.stage == self._stage > 0 and node == self._before():
+            self._take(plan, message)
 
-    def _take(self, node: NodeId, plan: Plan, step: Step) -> None:
+    def _take(self, plan: Plan, step: Step) -> None:
         session = self._session(step.session)
+        held_bytes = sum(each.held_bytes for each in self._sessions.values())
         if session is None:
-            reason = f"{SESSIONS_MAX} sessions are open on this device"
-            self._outbox.send(plan.home, StepFailed(plan.epoch, step.session, reason))
+            self._fail(plan, step, f"{SESSIONS_MAX} sessions are open on this device")
+        elif held_bytes + len(step.payload) > held_bytes_max(plan, self._width):
+            self._fail(plan, step, f"{held_bytes} bytes of steps wait on this device")
         elif step.position < session.target:
             self._take_kept_rows(session, step)
         elif step.position < session.length:
             self._answer_again(session, step.position)
         elif step.position > session.length and len(session.early) >= STEPS_UNDER_WAY_MAX:
-            self._outbox.send(node, StepNeeded(plan.epoch, step.session, session.length))
+            needed = StepNeeded(plan.epoch, step.session, session.length)
+            self._outbox.send(self._before(), needed)
         else:
             session.early[step.position] = Input(step)
             self._start_due(session)
+
+    def _fail(self, plan: Plan, step: Step, reason: str) -> None:
+        self._outbox.send(plan.home, StepFailed(plan.epoch, step.session, reason))
 
     # Home
 
@@ -450,8 +453,7 @@ class StageRole:
     def _refuse(self, session: StageSession, step: Step, error: WireError) -> None:
         assert self._plan is not None
         session.failure = f"{error}, to {self._me[:8]}"
-        failed = StepFailed(step.epoch, step.session, session.failure)
-        self._outbox.send(self._plan.home, failed)
+        self._fail(self._plan, step, session.failure)
 
     def _rows(self, step: Step, count: int) -> HiddenRows:
         assert self._plan is not None

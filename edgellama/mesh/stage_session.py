@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from edgellama.values import LinkCounters
+from edgellama.wire.activations import row_bytes_max
 
 if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows
 
     from edgellama.mesh.refill import Refill
+    from edgellama.values import Plan
     from edgellama.wire.messages import Step
+
+HELD_ROWS_MAX: Final = 1024
+"""Of each session that a plan allows, rows that have come and are not computed yet: twice what 16
+steps of 32 positions or two windows of 256 rows make, so that sessions that have just ended find
+room, too."""
 
 WANTED_MAX: Final = 8  # a stage asks for two windows at once, and again when it connects
 
@@ -51,3 +58,17 @@ class StageSession:
     def is_ready(self) -> bool:
         """Whether steps can be computed: nothing of an earlier plan is still to be filled in."""
         return not self.target or (self.refill is not None and self.refill.is_full)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of what the stage before has sent waits or is being computed."""
+        steps = [*(each.step for each in self.early.values()), *self.jobs.values()]
+        rows = self.inputs.values()
+        return sum(len(step.payload) for step in steps) + sum(
+            each.halves.nbytes + each.exponents.nbytes for each in rows
+        )
+
+
+def held_bytes_max(plan: Plan, width: int) -> int:
+    """Return how much the stage before may have sent a stage beyond what that has computed."""
+    return plan.sessions_max * HELD_ROWS_MAX * row_bytes_max(width)

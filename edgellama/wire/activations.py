@@ -18,6 +18,7 @@ from edgellama_kernels.row_codec import REFERENCE, RowCodec
 from edgellama.errors import WireError
 from edgellama.values import WIRE_F16, WIRE_Q8
 from edgellama.wire.lossy_activations import decode_lossy, encode_lossy
+from edgellama.wire.lossy_activations import row_bytes as lossy_row_bytes
 
 try:
     import lz4.block as lz4_block
@@ -38,6 +39,11 @@ _SAVING_BYTES_MIN: Final = 1155  # what one packet carries: a saving below it sa
 _FAILURES_BEFORE_RARE: Final = 8
 _RARELY: Final = 64
 _EXPONENT_BITS: Final = 0x7C00  # all set in an fp16 infinity or NaN
+
+
+def row_bytes_max(width: int) -> int:
+    """Return how many bytes a row takes on the wire at most, whatever the codec."""
+    return max(1 + 2 * width, lossy_row_bytes(width))
 
 
 def lz4_available() -> bool:

@@ -21,15 +21,16 @@ from mesh_building import (
 )
 
 from edgellama.link.endpoint import Priority
+from edgellama.mesh.coming_epoch import WAITING_BYTES_MAX, WAITING_MAX
 from edgellama.mesh.effects import CloseJob, Outbox, Send, StageJob
 from edgellama.mesh.stage_role import (
     CLOSED_KEPT,
     SESSIONS_MAX,
     STEPS_UNDER_WAY_MAX,
-    WAITING_MAX,
     StageRole,
     steps_under_way_max,
 )
+from edgellama.mesh.stage_session import held_bytes_max
 from edgellama.model.hidden import join_rows, take_rows
 from edgellama.values import LinkCounters, NodeId, Plan
 from edgellama.wire.activations import CODEC_Q8, ActivationEncoder, decode_hidden
@@ -65,7 +66,7 @@ class Stage:
 
     def compute(self, step: Step) -> Step | None:
         """Take a step, compute it at once and return what comes home, if this is home."""
-        self.role.receive(A, step)
+        self.role.receive(PLAN.stages[step.stage - 1].node, step)
         hidden = rows_of(step.count, 100 + step.position)
         job = StageJob(step.epoch, step.session, step.position, hidden=hidden)
         return self.role.computed(job, hidden)
@@ -216,6 +217,60 @@ def test_steps_of_the_next_epoch_wait_for_it() -> None:
     assert stage.outbox.drain() == []
     stage.role.follow(replace(PLAN, epoch=6, context=1000), WIDTH, 0.0)
     assert stage.positions() == [(position, 1) for position in range(WAITING_MAX)]
+
+
+def test_what_waits_of_one_node_for_the_next_epoch_is_bounded_in_bytes() -> None:
+    stage = Stage()
+    large = replace(step_of(0, epoch=6), payload=bytes(WAITING_BYTES_MAX // 2))
+    stage.role.receive(C, step_of(0, epoch=6, session=3))
+    for session in (4, 5, 6):
+        stage.role.receive(A, replace(large, session=session))  # fails when its epoch comes
+    stage.role.receive(A, step_of(0, epoch=6))  # no room is left for what A says
+    stage.role.receive(B, step_of(0, epoch=6))  # of another there is
+    stage.role.follow(replace(PLAN, epoch=6, stages=PLAN.stages), WIDTH, 0.0)
+    failed = [each.session for _, each in sent(stage.outbox) if isinstance(each, StepFailed)]
+    assert failed == [4, 5]
+
+
+def test_rows_that_wait_to_be_computed_are_bounded_in_bytes() -> None:
+    """However they are put: in order, early, or as kept rows that nobody asked for."""
+    rows_each, row_bytes = 512, 1 + 2 * WIDTH
+    step = step_of(0, rows_each)
+    plan = replace(PLAN, context=1 << 20, sessions_max=1)
+    most = held_bytes_max(plan, WIDTH)
+    assert most >= 16 * 32 * row_bytes  # what an honest neighbour may have under way
+    for first in (0, 1):
+        stage = Stage(plan=plan)
+        came = 0
+        for session in range(2):
+            for number in range(12):
+                position = first + number * rows_each
+                stage.role.receive(A, replace(step, position=position, session=session))
+                came += rows_each * row_bytes
+        effects = stage.outbox.drain()
+        failed = [each for _, each in sent(effects) if isinstance(each, StepFailed)]
+        kept = came - len(failed) * rows_each * row_bytes
+        assert most - rows_each * row_bytes < kept <= most
+        assert all("wait on this device" in each.reason for each in failed)
+
+
+def test_room_comes_back_as_steps_are_computed() -> None:
+    stage = Stage(plan=replace(PLAN, context=1 << 20, sessions_max=1))
+    for number in range(40):
+        step = replace(step_of(0, 512), position=512 * number)
+        stage.role.receive(A, step)
+        rows = rows_of(512)
+        stage.role.computed(StageJob(5, 1, step.position, hidden=rows), rows)
+    done = [each for _, each in sent(stage.outbox)]
+    assert len(done) == 40
+    assert all(isinstance(each, Step) for each in done)
+
+
+def test_a_step_of_anybody_but_the_stage_before_means_nothing() -> None:
+    stage = Stage()
+    for node in (B, C, D):
+        stage.role.receive(node, step_of(0))
+    assert stage.outbox.drain() == []
 
 
 def test_a_broken_step_that_waited_does_not_stop_the_others() -> None:
