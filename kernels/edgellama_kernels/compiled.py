@@ -29,7 +29,7 @@ from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
 
@@ -188,17 +188,15 @@ class CompiledKernels(CheckedKernels):
         self._do(operations.rope(x, table, heads, width), tokens, x.size)
 
     def _silu_multiply(self, gate: Float32, up: Float32) -> Float32:
-        tokens, width = gate.shape
-        y = np.empty_like(gate)
-        operation = operations.silu_multiply(gate, up, y, width)
-        self._do(operation, tokens, 8 * y.size)
-        return y
+        return self._gated(operations.silu_multiply, gate, up)
 
     def _gelu_multiply(self, gate: Float32, up: Float32) -> Float32:
+        return self._gated(operations.gelu_multiply, gate, up)
+
+    def _gated(self, made: Callable[..., Operation], gate: Float32, up: Float32) -> Float32:
         tokens, width = gate.shape
         y = np.empty_like(gate)
-        operation = operations.gelu_multiply(gate, up, y, width)
-        self._do(operation, tokens, 8 * y.size)
+        self._do(made(gate, up, y, width), tokens, 8 * y.size)
         return y
 
     def _add(self, x: Float32, summand: Float32) -> Float32:

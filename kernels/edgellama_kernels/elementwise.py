@@ -19,7 +19,7 @@ from edgellama_kernels.interface import (
 )
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.kinds import HALF_COLUMNS
-from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
+from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, piece_of, store_lanes
 from edgellama_kernels.reference import (
     BLOCK_MAX_TINY,
     GELU_CUBIC,
@@ -62,7 +62,6 @@ HALF_NOT_FINITE_BITS = 0x7C00
 HALF_TO_FLOAT = np.float32(2.0**112)  # between the exponent biases of fp16 and float32
 INFINITY = np.float32(np.inf)
 LEVELS = np.float32(127)
-PIECE_NUMBERS = 32  # of a row: so few can be shared among threads when there is one token
 
 
 @inlined
@@ -160,37 +159,33 @@ def rope(x: int, table: int, heads: int, width: int, first: int, past: int) -> i
     return 0
 
 
-@part
-def silu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int) -> int:
+@inlined
+def multiply_gated(
+    gate: int, up: int, y: int, width: int, first: int, past: int, is_gelu: bool
+) -> int:
     """Rule 5 on float32 [tokens, width]. A unit is a piece of a row."""
-    pieces = -(-width // PIECE_NUMBERS)
     for unit in range(first, past):
-        row = unit // pieces * width
-        start = unit % pieces * PIECE_NUMBERS
-        stop = min(start + PIECE_NUMBERS, width)
-        for i in range(row + start, row + stop, FULL):
-            left = row + stop - i
-            g = load_lanes(gate, i, left)
-            activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - g))
+        row, start, stop = piece_of(unit, width)
+        for i in range(row * width + start, row * width + stop, FULL):
+            left = row * width + stop - i
+            g = z = load_lanes(gate, i, left)
+            if is_gelu:
+                z = g * (splat_f32(GELU_LINEAR) + splat_f32(GELU_CUBIC) * (g * g))
+            activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - z))
             store_lanes(y, i, left, activated * load_lanes(up, i, left))
     return 0
+
+
+@part
+def silu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int) -> int:
+    """Rule 5's SiLU on float32 [tokens, width]."""
+    return int(multiply_gated(gate, up, y, width, first, past, False))
 
 
 @part
 def gelu_multiply(gate: int, up: int, y: int, width: int, first: int, past: int) -> int:
-    """Rule 5's GELU on float32 [tokens, width]. A unit is a piece of a row."""
-    pieces = -(-width // PIECE_NUMBERS)
-    for unit in range(first, past):
-        row = unit // pieces * width
-        start = unit % pieces * PIECE_NUMBERS
-        stop = min(start + PIECE_NUMBERS, width)
-        for i in range(row + start, row + stop, FULL):
-            left = row + stop - i
-            g = load_lanes(gate, i, left)
-            z = g * (splat_f32(GELU_LINEAR) + splat_f32(GELU_CUBIC) * (g * g))
-            activated = g / (splat_f32(ONE) + exp_clamped(zeros_f32x8() - z))
-            store_lanes(y, i, left, activated * load_lanes(up, i, left))
-    return 0
+    """Rule 5's GELU on float32 [tokens, width]."""
+    return int(multiply_gated(gate, up, y, width, first, past, True))
 
 
 @part
@@ -199,11 +194,8 @@ def add(x: int, summand: int, y: int, width: int, stride: int, first: int, past:
 
     A unit is a piece of a row.
     """
-    pieces = -(-width // PIECE_NUMBERS)
     for unit in range(first, past):
-        row = unit // pieces
-        start = unit % pieces * PIECE_NUMBERS
-        stop = min(start + PIECE_NUMBERS, width)
+        row, start, stop = piece_of(unit, width)
         for i in range(start, stop, FULL):
             left = stop - i
             at = row * width + i

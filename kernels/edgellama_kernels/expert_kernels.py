@@ -11,9 +11,9 @@ import numpy as np
 
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.kinds import BF16
-from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, store_lanes
+from edgellama_kernels.lanes import FULL, exp_clamped, load_lanes, piece_of, store_lanes
 from edgellama_kernels.matmul import multiply
-from edgellama_kernels.operations import PAIRS_TILE, PIECE_NUMBERS, SUMS_NUMBERS
+from edgellama_kernels.operations import PAIRS_TILE, SUMS_NUMBERS
 from edgellama_kernels.reference import EXP_LOWEST, ZERO
 from edgellama_kernels.vec import (
     lane_f32,
@@ -174,11 +174,8 @@ def mix(
     outputs: int, shares: int, residual: int, y: int, width: int, used: int, first: int, past: int
 ) -> int:
     """Add up a token's experts, float32 [tokens, used, width]. A unit is a piece of a row."""
-    pieces = -(-width // PIECE_NUMBERS)
     for unit in range(first, past):
-        token = unit // pieces
-        start = unit % pieces * PIECE_NUMBERS
-        stop = min(start + PIECE_NUMBERS, width)
+        token, start, stop = piece_of(unit, width)
         for i in range(start, stop, FULL):
             left = stop - i
             total = zeros_f32x8()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgellama_kernels.jit import inlined
+from edgellama_kernels.operations import PIECE_NUMBERS
 from edgellama_kernels.reference import (
     EXP_COEFFICIENTS,
     EXP_FIRST,
@@ -38,6 +39,14 @@ FULL = 8
 NOT_FINITE_BITS = np.int32(0x7F800000)  # of a magnitude: infinity, and NaN above it
 C1, C2, C3, C4, C5 = EXP_COEFFICIENTS
 LOWEST_SCORE = np.float32(-3.0e38)  # below every score, and its exponential is 0
+
+
+@inlined
+def piece_of(unit: int, width: int) -> Any:
+    """Return the row, the first column and the one past the last of a unit: a piece of a row."""
+    pieces = -(-width // PIECE_NUMBERS)
+    start = unit % pieces * PIECE_NUMBERS
+    return unit // pieces, start, min(start + PIECE_NUMBERS, width)
 
 
 @inlined

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from called_verbs import VERBS, called
 from edgellama_kernels import load
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest, outputs
 from kernel_cases import assert_same_bits
@@ -22,6 +23,10 @@ print(digest(load("numba")))
 
 def test_the_digest_is_the_one_that_every_device_sends(kernels) -> None:
     assert digest(kernels) == EXPECTED_DIGEST
+
+
+def test_the_digest_has_every_kernel(reference) -> None:
+    assert called(reference, outputs) >= VERBS | {"embed"}
 
 
 def test_every_output_is_the_same(compiled, reference) -> None:
