@@ -96,6 +96,7 @@ def _quants(bits: int) -> Any:
 
 
 load_twos, load_threes, load_nibbles, load_fives, load_sixes, load_block = map(_quants, PLANE_BITS)
+"""A block's 32 quants of each of eight rows, one byte each, from planes of 2 to 8 bits."""
 
 # ---- dot products with 32 int8 at x + index
 
@@ -169,11 +170,15 @@ def _load_factors(to: Lowering, address: Value, index: Value, signed: bool) -> V
 load_u8x8 = word(
     I32x8, (types.intp, types.intp), lambda to, a, i: _load_factors(to, a, i, signed=False)
 )
+"""Eight factors 0..255."""
 load_i8x8 = word(
     I32x8, (types.intp, types.intp), lambda to, a, i: _load_factors(to, a, i, signed=True)
 )
+"""Eight factors -128..127."""
 low_nibbles = word(I32x8, (I32x8,), lambda to, v: to.builder.and_(v, constant(I32_X8, 15)))
+"""The lower four bits of factors 0..255."""
 high_nibbles = word(I32x8, (I32x8,), lambda to, v: to.builder.lshr(v, constant(I32_X8, 4)))
+"""The upper four bits of factors 0..255."""
 
 
 def _sum(to: Lowering, sums: Value, index: Value, place: int) -> Value:

@@ -56,22 +56,35 @@ define_operator(operator.add, I32x8, lambda b, x, y: b.add(x, y))
 # ---- memory
 
 load_f32 = loader(types.float32, FLOAT, FLOAT)
+"""One float32."""
 load_f32x8 = loader(F32x8, FLOAT, FLOAT_X8)
+"""Eight neighbouring float32."""
 load_u8 = loader(types.uint8, I8, I8)
+"""One byte, 0..255."""
 load_u16 = loader(types.uint16, I16, I16)
+"""One uint16, which may be the bits of an fp16."""
 load_i32x8 = loader(I32x8, I32, I32_X8)
+"""Eight neighbouring int32."""
 load_i64 = loader(types.int64, I64, I64)
-load_index = word(  # an int32, wide enough to count with
+"""One int64."""
+load_index = word(
     types.intp,
     (types.intp, types.intp),
     lambda to, address, index: to.builder.sext(loaded(to.builder, address, index, I32, I32), I64),
 )
+"""One int32, wide enough to count with."""
 store_f32 = storer(types.float32, FLOAT, FLOAT)
+"""Write one float32."""
 store_f32x8 = storer(F32x8, FLOAT, FLOAT_X8)
+"""Write eight neighbouring float32."""
 store_i32 = storer(types.int32, I32, I32)
+"""Write one int32."""
 store_i32x8 = storer(I32x8, I32, I32_X8)
+"""Write eight neighbouring int32."""
 store_u8 = storer(types.uint8, I8, I8)
+"""Write one byte."""
 store_u16 = storer(types.uint16, I16, I16)
+"""Write one uint16."""
 
 PREFETCH_BYTES = 4096  # ahead of the quants being read: the best of 512 to 12288 when measured
 
@@ -85,6 +98,7 @@ def _prefetch(to: Lowering, address: Value, index: Value) -> None:
 
 
 prefetch = word(types.void, (types.intp, types.intp), _prefetch)
+"""Ask for the cache line with this byte; no memory that is not there does harm."""
 
 broadcast_f32 = word(
     F32x8,
@@ -93,27 +107,36 @@ broadcast_f32 = word(
         to.builder, loaded(to.builder, address, index, FLOAT, FLOAT)
     ),
 )
+"""One float32 of memory in all lanes."""
 broadcast_i32 = word(
     I32x8,
     (types.intp, types.intp),
     lambda to, address, index: splatted(to.builder, loaded(to.builder, address, index, I32, I32)),
 )
+"""One int32 of memory in all lanes."""
 
 # ---- lanes
 
 zeros_f32x8 = word(F32x8, (), lambda to: constant(FLOAT_X8, 0.0))
+"""+0 in all lanes."""
 zeros_i32x8 = word(I32x8, (), lambda to: constant(I32_X8, 0))
+"""0 in all lanes."""
 splat_f32 = word(F32x8, (types.float32,), lambda to, x: splatted(to.builder, x))
+"""A number in all lanes."""
 splat_i32 = word(I32x8, (types.int32,), lambda to, x: splatted(to.builder, x))
+"""An integer in all lanes."""
 lane_f32 = word(
     types.float32, (F32x8, types.intp), lambda to, v, i: to.builder.extract_element(v, i)
 )
+"""One lane, 0..7."""
 lane_i32 = word(types.int32, (I32x8, types.intp), lambda to, v, i: to.builder.extract_element(v, i))
+"""One lane, 0..7."""
 with_lane_f32 = word(
     F32x8,
     (F32x8, types.intp, types.float32),
     lambda to, v, i, x: to.builder.insert_element(v, x, i),
 )
+"""The vector with another number in one lane."""
 
 
 def _tree(b: Any, v: Value, join: Callable[[Value, Value], Value]) -> Value:
@@ -140,35 +163,48 @@ def _tree_integer_max(to: Lowering, v: Value) -> Value:
 
 
 tree_sum = word(types.float32, (F32x8,), lambda to, v: _tree(to.builder, v, to.builder.fadd))
+"""The lanes' sum by rule 0's tree."""
 tree_max = word(types.float32, (F32x8,), _tree_max)
+"""The greatest lane; of zeros of unlike sign the one of the upper half."""
 sum_i32 = word(types.int32, (I32x8,), lambda to, v: _tree(to.builder, v, to.builder.add))
+"""The lanes' sum, modulo 2^32."""
 max_i32 = word(types.int32, (I32x8,), _tree_integer_max)
+"""The greatest lane."""
 
 # ---- arithmetic beyond the operators
 
 larger = word(F32x8, (F32x8, F32x8), lambda to, x, y: _larger(to.builder, x, y))
+"""``x`` where it is greater, else ``y``: of equals the second."""
 smaller = word(F32x8, (F32x8, F32x8), lambda to, x, y: _smaller(to.builder, x, y))
+"""``x`` where it is less, else ``y``: of equals the second."""
 larger_i32 = word(
     I32x8,
     (I32x8, I32x8),
     lambda to, x, y: to.builder.select(to.builder.icmp_signed(">", x, y), x, y),
 )
+"""The greater of each two lanes."""
 square_root = word(F32x8, (F32x8,), lambda to, x: call(to.builder, "llvm.sqrt.v8f32", FLOAT_X8, x))
+"""Each lane's square root, rounded once."""
 float_from_i32 = word(F32x8, (I32x8,), lambda to, x: to.builder.sitofp(x, FLOAT_X8))
+"""The nearest float32, half to even."""
 i32_from_float = word(I32x8, (F32x8,), lambda to, x: to.builder.fptosi(x, I32_X8))
+"""Without the fraction; for magnitudes below 2^31."""
 magnitude_bits = word(
     I32x8,
     (F32x8,),
     lambda to, x: to.builder.and_(to.builder.bitcast(x, I32_X8), constant(I32_X8, 0x7FFFFFFF)),
 )
-power_of_two = word(  # of exponents of normal float32
+"""The bits without the sign: they compare as the magnitudes do."""
+power_of_two = word(
     F32x8,
     (I32x8,),
     lambda to, k: to.builder.bitcast(
         to.builder.shl(to.builder.add(k, constant(I32_X8, 127)), constant(I32_X8, 23)), FLOAT_X8
     ),
 )
+"""2^k for -126..127, the exponents of normal float32."""
 bits_f32 = word(types.float32, (types.int32,), lambda to, x: to.builder.bitcast(x, FLOAT))
+"""The float32 of these bits."""
 
 
 def _nearest(to: Lowering, x: Value) -> Value:
@@ -204,6 +240,7 @@ def _rounded_13_bits(to: Lowering, x: Value) -> Value:
 
 
 rounded_13_bits = word(F32x8, (F32x8,), _rounded_13_bits)
+"""Rule 7's r13: 13 significant bits, half to even, and +0 below 2^-64."""
 
 # ---- fp16 and bfloat16
 
@@ -259,9 +296,13 @@ def _from_bfloat(to: Lowering, address: Value, index: Value) -> Value:
 
 
 load_half_x8 = word(F32x8, (types.intp, types.intp), _from_half)
+"""Eight fp16 as float32, exact."""
 load_bfloat_x8 = word(F32x8, (types.intp, types.intp), _from_bfloat)
+"""Eight bfloat16 as float32, exact."""
 store_half_x8 = word(types.void, (types.intp, types.intp, F32x8), _store_half)
+"""Write eight finite numbers rounded to fp16, half to even."""
 lane_half = word(types.uint16, (F32x8, types.intp), _lane_half)
+"""One lane, finite, rounded to the bits of an fp16."""
 
 
 def _store_narrow(to: Lowering, address: Value, index: Value, x: Value) -> None:
@@ -271,3 +312,4 @@ def _store_narrow(to: Lowering, address: Value, index: Value, x: Value) -> None:
 
 
 store_i32x8_as_i8 = word(types.void, (types.intp, types.intp, I32x8), _store_narrow)
+"""Write each lane's lowest byte."""

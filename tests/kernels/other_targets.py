@@ -134,30 +134,40 @@ def assembly(target: Target, name: str) -> str:
     return str(machine(target).emit_assembly(parsed))
 
 
-def run_dots(target: Target, kind: str, block: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return the eight dot products of a packed block with 32 int8, computed on this CPU."""
-    found, module = words(), ir.Module("dots")
-    module.triple = target.triple
-    integer = ir.IntType(64)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [integer] * 3), "dots")
-    builder = ir.IRBuilder(function.append_basic_block())
-    weights_at, x_at, y_at = function.args
-    zero = integer(0)
-    load, dot = f"load_{'nibbles' if kind == 'nibbles' else 'block'}", f"dot_{kind}"
-    weights = emit(builder, target, found[load], weights_at, zero)
-    start = 0 if kind == "nibbles" else int(x.sum(dtype=int))
-    last = emit(builder, target, found["splat_i32"], ir.IntType(32)(start))
-    if kind == "bytes":
-        last = emit(builder, target, found["bytes_start"], last)
-    dots = emit(builder, target, found[dot], weights, x_at, zero, last)
-    builder.store(dots, builder.inttoptr(y_at, dots.type.as_pointer()), align=1)
-    builder.ret_void()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine(target))
-    engine.finalize_object()
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("dots"))
-    y = np.empty(8, np.int32)
-    call(block.ctypes.data, x.ctypes.data, y.ctypes.data)
-    return y
+class Words:
+    """Every word as a function of NumPy's arrays, compiled for a target that this CPU can run."""
+
+    def __init__(self, target: Target) -> None:
+        module = ir.Module("words")
+        module.triple = target.triple
+        self._signatures = {name: typed(word)[0] for name, word in words().items()}
+        for name in self._signatures:
+            add_function(module, name, target)
+        parsed = llvm.parse_assembly(str(module))
+        self._engine = llvm.create_mcjit_compiler(parsed, machine(target))
+        self._engine.finalize_object()
+
+    def call(self, name: str, *values: Any) -> Any:
+        """Return what a word makes of values: vectors as arrays, an address as an integer."""
+        signature = self._signatures[name]
+        given = [
+            np.array(value, dtype).reshape(shape)
+            for value, (dtype, shape) in zip(values, map(numpy_type, signature.args), strict=True)
+        ]
+        result = None
+        if signature.return_type != types.void:
+            dtype, shape = numpy_type(signature.return_type)
+            result = np.empty(shape, dtype)
+            given.insert(0, result)
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(given))
+        function(self._engine.get_function_address(name))(*[x.ctypes.data for x in given])
+        return result
+
+
+def numpy_type(numba_type: types.Type) -> tuple[Any, tuple[int, ...]]:
+    """Return the type and shape of an array that holds one such value."""
+    vectors = {"f32x8": (np.float32, (8,)), "i32x8": (np.int32, (8,)), "block": (np.uint8, (8, 32))}
+    return vectors.get(numba_type.name, (numba_type.name, ()))
 
 
 def initialize() -> None:

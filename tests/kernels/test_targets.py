@@ -8,14 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("numba")
 
 import other_targets
 from edgellama_kernels.lowering import target_features
-from other_targets import TARGETS, Target, run_dots
+from other_targets import TARGETS
 
 BYTE_DOTS = {"vpdpbusd", "vpmaddubsw", "pmaddubsw", "sdot", "smull"}
 EXPECTED = {  # what multiplies bytes on each target; nothing of it where the plain text is taken
@@ -119,51 +118,3 @@ def test_features_are_those_that_are_compiled_for(magic, present, absent) -> Non
     features = target_features(magic)
     assert present in features
     assert absent not in features
-
-
-VARIANTS = {
-    "plain": set(),
-    "avx2": {"avx2"},
-    "avx-vnni": {"avx2", "avxvnni"},
-    "avx512-vnni": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512vnni"},
-    "neon": {"neon"},
-    "dotprod": {"neon", "dotprod"},
-}
-
-
-@pytest.fixture(scope="module")
-def here() -> Target:
-    from numba.core.registry import cpu_target
-
-    other_targets.initialize()
-    return Target(*cpu_target.target_context.codegen().magic_tuple())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", ["nibbles", "bytes"])
-def test_variants_agree_to_the_bit(here, variant, kind) -> None:
-    needed = VARIANTS[variant]
-    if not needed <= target_features(here):
-        pytest.skip(f"this CPU has no {variant}")
-    off = "-neon" if here.triple.startswith(("aarch64", "arm64")) and not needed else ""
-    features = ",".join(f"+{name}" for name in sorted(needed)) or off
-    target = Target(here.triple, "generic", features)
-    generator = np.random.default_rng(7)
-    for case in range(20):
-        block, weights, x = packed_block(kind, generator, case)
-        assert run_dots(target, kind, block, x).tolist() == (weights @ x.astype(int)).tolist()
-
-
-def packed_block(kind, generator, case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a block as it lies in memory, its weights [8, 32] and 32 activations."""
-    low, high = (0, 15) if kind == "nibbles" else (-128, 127)
-    weights = generator.integers(low, high, (8, 32), endpoint=True)
-    x = generator.integers(-127, 127, 32, endpoint=True).astype(np.int8)
-    if case < 6:  # the largest sums there are, of either sign
-        weights[:], x[:] = (high, low, high, low, 0, high)[case], (127, 127, -127, -127, 1, 1)[case]
-    if case == 6:
-        weights[:, ::2], weights[:, 1::2], x[:] = low, high, 127
-    bytes_ = weights.reshape(8, 8, 4).transpose(1, 0, 2).reshape(8, 32)
-    if kind == "nibbles":
-        bytes_ = bytes_[:4] | bytes_[4:] << 4
-    return np.ascontiguousarray(bytes_.astype(np.uint8)), weights, x
