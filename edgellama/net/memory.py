@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ \d+\s*(.*)")
+_MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p \S+ \S+ \d+\s*(.*)")
+_FIRST_LINE: Final = re.compile(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )")  # of each mapping
+_CLEAN: Final = re.compile(r"(?m)^Anonymous: +0 kB$")
 _MADV_DONTNEED: Final = 4  # Linux, every architecture that Python runs on
 
 
@@ -43,24 +45,37 @@ def own_memory() -> OwnMemory | None:
 
 
 def release_code_of(library: str) -> int:
-    """Give back the pages of a library's machine code; return how many bytes were mapped.
+    """Give back the pages of a library's code and constants; return how many bytes were mapped.
 
-    They are clean copies of the file and come back by themselves when the code runs again. Of
-    numba's compiler that is some 50 MB that lie idle once the kernels are there. Linux only;
-    elsewhere, and where the system refuses, nothing happens.
+    They are clean copies of the file and come back by themselves when they are used again; what
+    the loader has written to stays. Of numba's compiler that is some 50 MB that lie idle once the
+    kernels are there. Linux only; elsewhere, and where the system refuses, nothing happens.
     """
     if not sys.platform.startswith(("linux", "android")):
         return 0
     released = 0
     try:
-        mappings = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        text = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
         libc = ctypes.CDLL(None)
-        for match in map(_MAPPING.match, mappings.splitlines()):
-            if match and Path(match[3]).name.startswith(library):
-                first, past = int(match[1], 16), int(match[2], 16)
-                start, length = ctypes.c_void_p(first), ctypes.c_size_t(past - first)
-                if libc.madvise(start, length, _MADV_DONTNEED) == 0:
-                    released += past - first
+        for mapping in _FIRST_LINE.split(text):
+            match = _MAPPING.match(mapping)
+            if not (match and Path(match[3]).name.startswith(library) and _CLEAN.search(mapping)):
+                continue
+            first, past = int(match[1], 16), int(match[2], 16)
+            start, length = ctypes.c_void_p(first), ctypes.c_size_t(past - first)
+            if libc.madvise(start, length, _MADV_DONTNEED) == 0:
+                released += past - first
     except (OSError, AttributeError):  # no /proc, no madvise
         return released
     return released
+
+
+def release_freed() -> None:
+    """Give back memory that was freed and that the C library keeps for later: glibc alone does.
+
+    It keeps more of it the larger the arrays are that come and go, for each thread apart.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(ctypes.c_size_t(0))

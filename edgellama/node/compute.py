@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import EdgellamaError
 from edgellama.mesh.effects import Job, JobResult
+from edgellama.net.memory import release_freed
 from edgellama.node.measuring import kernel_speed, span_speed
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class ComputeThread:
 
         def install() -> None:
             self._engine.install(loaded)
+            release_freed()  # what packing and trying took
             installed()
 
         self._queue.put(install)

@@ -19,7 +19,7 @@ from edgellama_kernels.digest import EXPECTED_DIGEST, digest
 
 from edgellama.errors import EdgellamaError, MisuseError
 from edgellama.net.facts import OVERHEAD_NUMBA_BYTES, OVERHEAD_NUMPY_BYTES, compute_cores
-from edgellama.net.memory import release_code_of
+from edgellama.net.memory import release_code_of, release_freed
 from edgellama.node.compiling import Compiler
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def prove(kernels: Kernels) -> str:
     found = digest(kernels)
     packs_alike = row_codec.agrees(kernels.row_codec)
     release_code_of(COMPILER)  # these have called every kernel, so all are loaded
+    release_freed()
     if found != EXPECTED_DIGEST or not packs_alike:
         raise EdgellamaError(
             f"the {kernels.name} kernels of this device do not compute what all others do "

@@ -7,6 +7,7 @@ corrects both (``edgellama.mesh.measurements``).
 
 from __future__ import annotations
 
+import mmap
 import time
 from statistics import median_low
 from typing import TYPE_CHECKING, Final
@@ -100,8 +101,11 @@ def link_facts(
 
 
 def _made_up_matrix(rows: int, columns: int) -> PackedMatrix:
-    # Not zeros: memory that was never written is one page, which every cache holds.
-    buffer = np.full(packed_bytes(WeightKind.Q4_0, rows, columns), 0x11, np.uint8)
+    # Memory of its own, not of the heap, which would keep it. Not zeros: memory that was never
+    # written is one page, which every cache holds.
+    memory = mmap.mmap(-1, packed_bytes(WeightKind.Q4_0, rows, columns))
+    buffer = np.frombuffer(memory, np.uint8)
+    buffer.fill(0x11)
     return PackedMatrix(WeightKind.Q4_0, rows, columns, buffer)
 
 
