@@ -243,15 +243,27 @@ class Planning:
         return self._activate_if_possible()
 
     def stage_failed(self, node: NodeId, epoch: int, reason: str) -> None:
-        """As the leader, plan again without the device that could not load its span."""
-        if self._greatest is None or self._greatest.epoch != epoch:
+        """As the leader, plan again without the device that could not load its span.
+
+        Where there is no other plan the leader says so to all, as of itself.
+        """
+        plan = self._greatest
+        if plan is None or plan.epoch != epoch:
             return
-        self._outbox.put(Tell(f"{self._membership.name(node)} cannot take its layers: {reason}"))
+        if plan.leader == node != self._me:
+            self._set_trouble(reason)
+            return
+        text = f"{self._membership.name(node)} cannot take its layers: {reason}"
+        self._outbox.put(Tell(text))
         record = self._membership.record(node)
-        if self._greatest.leader == self._me and record is not None:
+        if plan.leader == self._me and record is not None:
             self._unfit.add((node, record.incarnation))
             self._has_failed = True
             self._consider()
+            if self._trouble:
+                self._trouble = text = f"{text}; {self._trouble}"
+                for member in self._membership.connected():
+                    self._outbox.send(member, StageFailed(epoch, text))
 
     def has_loaded(self, epoch: int) -> bool:
         """Return whether steps under this epoch can be computed here."""
@@ -271,7 +283,8 @@ class Planning:
         offers = self._offers()
         roots = {record.model_root for record in offers}
         plan = self._greatest
-        if plan and (plan.model_root in roots or self._is_whole(plan, self._lives)):
+        # Without any offer those who are left may have all of its layers on their disks.
+        if plan and (plan.model_root in roots or self._is_whole(plan, self._lives) or not offers):
             return plan.model_root
         return min(offers, key=_seniority).model_root if offers else ""
 

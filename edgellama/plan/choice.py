@@ -45,6 +45,10 @@ def choose(
     memory it is kept until a device comes that shall hold layers as well; where one of it is lost,
     the placement that moves the least is taken.
     """
+    if not devices:
+        nowhere = place(model, devices, requirements)
+        assert isinstance(nowhere, Unplaceable)
+        return nowhere
     costs = Costs(model, devices, links, requirements)
     known = any(device.speed for device in devices)
     if split == RAM or not known:

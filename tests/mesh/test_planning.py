@@ -282,13 +282,28 @@ def test_a_plan_that_failed_is_not_taken_for_one_in_force() -> None:
     desk = leader()
     first = desk.proposal()
     desk.planning.stage_failed(B, first.plan.epoch, "nobody has the layers")
-    assert "are missing" in desk.planning.trouble
+    trouble = desk.planning.trouble
+    assert trouble.startswith("n2 cannot take its layers: nobody has the layers; ")
+    assert "are missing" in trouble
+    assert (B, StageFailed(first.plan.epoch, trouble)) in sent(desk.effects())
     desk.hear(record(B, state=DEAD))
     desk.hear(record(B, version=2))
     desk.settle()
     second = desk.proposal()
     assert second.plan.stages == first.plan.stages
     assert second.plan.epoch > first.plan.epoch
+
+
+def test_what_the_leader_says_of_a_failed_plan_is_everybodys_trouble() -> None:
+    proposal = leader().proposal()
+    desk = Desk(record(B), offering(A))
+    desk.announced(proposal)
+    desk.settle()
+    desk.planning.stage_failed(C, proposal.plan.epoch, "the disk is full")
+    desk.planning.stage_failed(A, proposal.plan.epoch - 1, "of an earlier plan")
+    assert desk.planning.trouble == ""
+    desk.planning.stage_failed(A, proposal.plan.epoch, "nobody has the layers")
+    assert desk.planning.trouble == "nobody has the layers"
 
 
 def test_a_failure_is_told_to_the_leader_and_told_again() -> None:
@@ -364,9 +379,20 @@ def test_trouble_is_told_once_and_ends() -> None:
     assert desk.planning.trouble == ""
     desk.hear(offering(B, version=2, state=DEAD))
     desk.settle()
-    assert desk.planning.trouble == no_model
-    texts = [tell.text for tell in of_kind(desk.effects(), Tell) if tell.text == no_model]
-    assert len(texts) == 2
+    assert "are missing" in desk.planning.trouble  # its layers may be on this device's disk
+    texts = [tell.text for tell in of_kind(desk.effects(), Tell)]
+    assert texts.count(no_model) == texts.count(desk.planning.trouble) == 1
+
+
+def test_who_is_left_goes_on_with_the_model_of_a_device_that_is_gone() -> None:
+    room = ram_bytes(12)
+    desk = Desk(record(A, ram_bytes=room), offering(B), record(C, ram_bytes=room))
+    assert desk.proposal().plan.model_root == ROOT
+    desk.hear(offering(B, version=2, state=DEAD))
+    desk.settle()
+    plan = desk.proposal().plan
+    assert plan.model_root == ROOT
+    assert {stage.node for stage in plan.stages} == {A, C}
 
 
 def test_too_little_memory_is_trouble() -> None:

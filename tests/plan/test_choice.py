@@ -36,6 +36,13 @@ def stages(*pairs: tuple[str, int]) -> tuple[StagePlacement, ...]:
     return tuple(placed)
 
 
+def test_without_any_device_all_is_missing() -> None:
+    for split in (RAM, CHAT):
+        nowhere = choose(MODEL, [], LINKS, REQUIREMENTS, split, stages((B, 12)))
+        assert isinstance(nowhere, Unplaceable)
+        assert nowhere.missing_bytes == nowhere.need_bytes > 0
+
+
 def test_by_memory_whatever_the_speed() -> None:
     devices = [device(A, 12, 1), device(B, 12, 50)]
     choice = choose(MODEL, devices, LINKS, REQUIREMENTS, RAM, stages((B, 12)))

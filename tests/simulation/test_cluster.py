@@ -195,6 +195,37 @@ def test_too_little_memory_is_said_with_the_bytes_that_miss(seed: int) -> None:
     assert cluster.nodes["second"].told[-1] == missing.reason
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_has_all_layers_goes_on_without_the_models_file(seed: int) -> None:
+    cluster = trio(seed, pace=SLOW)
+    second, third = cluster.nodes["second"], cluster.nodes["third"]
+    for node in (second, third):
+        assert cluster.fetch(node, cluster.model.facts.root, range(cluster.model.layers))
+    answer = cluster.ask(third, long_ask(cluster))
+    under_way(cluster, answer)
+    cluster.nodes["owner"].kill()
+    finish(cluster, answer, cluster.ask(cluster.guest(second)))
+    assert not [text for text in answer.notices if "offers a model" in text]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_layers_that_only_the_lost_device_had_are_waited_for(seed: int) -> None:
+    cluster = trio(seed, pace=SLOW)
+    answer = cluster.ask(cluster.nodes["third"], long_ask(cluster))
+    under_way(cluster, answer)
+    cluster.nodes["owner"].kill()
+    cluster.until(lambda: all(each.core.planning.trouble for each in cluster.up()), "trouble")
+    for node in cluster.up():
+        late = cluster.ask(cluster.guest(node))
+        cluster.until(lambda late=late: late.ended, "refused")  # type: ignore[misc]
+        assert late.failure is not None
+        assert late.failure.exit_code == EXIT_NO_MESH
+        assert "no device that can be reached has the layers" in late.failure.text
+    assert not answer.ended
+    cluster.start("owner", 6, model=cluster.model)
+    finish(cluster, answer)
+
+
 def test_no_model_is_said() -> None:
     cluster = SimulatedCluster(1)
     node = cluster.start("one", 6)
@@ -328,8 +359,7 @@ def test_weights_whose_owner_was_away_are_fetched_when_it_is_back(seed: int) -> 
         lambda: all(node.core.planning.epoch_seen for node in cluster.up()), "a plan is proposed"
     )
     cluster.nodes["owner"].kill()
-    cluster.run(10.0)
-    assert all(node.core.planning.trouble for node in cluster.up())
+    cluster.until(lambda: all(each.core.planning.trouble for each in cluster.up()), "trouble")
     cluster.start("owner", 6, model=cluster.model)
     cluster.until_ready(3)
     finish(cluster, *(cluster.ask(node) for node in cluster.up()))
