@@ -83,11 +83,13 @@ class DeviceSpeed(NamedTuple):
 class StageTimes(NamedTuple):
     """What a stage takes for one token: its own computing, and the hop to the next stage.
 
-    0 stands for what is not known, and for the hop of a device that does it all.
+    ``bytes_per_s`` is what the link of that hop carries. 0 stands for what is not known, and for
+    the hop of a device that does it all.
     """
 
     compute_ns: int = 0
     hop_ns: int = 0
+    bytes_per_s: int = 0
 
 
 class LinkFacts(NamedTuple):
@@ -108,6 +110,7 @@ class DeviceFacts:
     name: str
     ram_bytes: int  # offered to the model: weights, KV cache and scratch
     speed: DeviceSpeed | None = None  # None: not measured yet
+    wire: str = ""  # what its person wants its links to carry; empty: whatever the other end wants
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ def plan_object(report: PlanReport) -> dict[str, Any]:
                     {
                         "predicted_ms": row.predicted.compute_ns / 1e6,
                         "predicted_hop_ms": row.predicted.hop_ns / 1e6,
+                        "link_bytes_per_s": row.predicted.bytes_per_s or None,
                     }
                     if prediction is not None and row.used_bytes
                     else {}

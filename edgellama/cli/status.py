@@ -101,6 +101,7 @@ def times_object(times: StageTimes) -> dict[str, float | None]:
     return {
         "compute_ms": times.compute_ns / 1e6 if times.compute_ns else None,
         "hop_ms": times.hop_ns / 1e6 if times.hop_ns else None,
+        "link_bytes_per_s": times.bytes_per_s or None,
     }
 
 

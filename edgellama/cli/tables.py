@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgellama.node.mesh_benchmark import MeshBench
     from edgellama.plan.report import PlanReport
     from edgellama.plan.speed import Prediction
-    from edgellama.values import Span
+    from edgellama.values import Span, StageTimes
     from edgellama.wire.messages import Summary
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
@@ -52,7 +52,7 @@ def plan_table(report: PlanReport) -> RenderableType:
     facts, prediction = report.facts, report.prediction
     wanted = facts.requirements
     title = f"{facts.model.name}: {facts.model.layers} layers, context {wanted.context}"
-    times = (">computes", ">hop") if prediction else ()
+    times = (">computes", ">hop", ">link") if prediction else ()
     table = _table(
         title, "device", "layers", "", ">weights", ">KV cache", ">in all", *times, ">offers"
     )
@@ -64,7 +64,7 @@ def plan_table(report: PlanReport) -> RenderableType:
             format_size(row.weights_bytes),
             format_size(row.kv_bytes),
             f"{format_size(row.used_bytes)} ({row.used_percent} %)",
-            *([ms_text(row.predicted.compute_ns), ms_text(row.predicted.hop_ns)] if times else []),
+            *(_times(row.predicted) if times else []),
             format_size(row.offered_bytes),
         )
     lines = [f"{row.name} is left out: {row.reason}" for row in report.rows if row.reason]
@@ -88,6 +88,16 @@ def _speed_line(report: PlanReport, prediction: Prediction) -> str:
     return (
         f"{line}; no split takes less than {ms_text(report.bound_ns)} (this: {percent:.0f} % more)"
     )
+
+
+def _times(times: StageTimes) -> list[str]:
+    rate = rate_text(times.bytes_per_s)
+    return [ms_text(times.compute_ns), ms_text(times.hop_ns), rate if times.hop_ns else "-"]
+
+
+def rate_text(bytes_per_s: int) -> str:
+    """Return what a link carries for a person: ``40.0 Mbit/s``; a rate not seen yet is ``?``."""
+    return f"{bytes_per_s / 125_000:.1f} Mbit/s" if bytes_per_s else "?"
 
 
 def ms_text(time_ns: int) -> str:
@@ -232,18 +242,24 @@ def _stage_times(status: StatusReply) -> list[RenderableType]:
     if not any(member.predicted.compute_ns or member.measured.compute_ns for member in stages):
         return []
     stages.sort(key=lambda member: (not member.home, member.span.first))
-    columns = (">computes", ">foretold", ">hop to the next", ">foretold")
+    columns = (">computes", ">foretold", ">hop to the next", ">foretold", ">link")
     table = _table(None, "stage of a token", "layers", *columns)
     rows = [
-        [time for pair in zip(member.measured, member.predicted, strict=True) for time in pair]
+        [
+            *(member.measured.compute_ns, member.predicted.compute_ns),
+            *(member.measured.hop_ns, member.predicted.hop_ns),
+        ]
         for member in stages
     ]
     for member, times in zip(stages, rows, strict=True):
-        table.add_row(Text(member.record.name), layers_text(member.span), *map(ms_text, times))
+        rate = rate_text(member.measured.bytes_per_s) if len(stages) > 1 else "-"
+        table.add_row(
+            Text(member.record.name), layers_text(member.span), *map(ms_text, times), rate
+        )
     if len(stages) > 1:
         # A sum with a part unknown would be taken for the whole.
         sums = [sum(column) if all(column) else 0 for column in zip(*rows, strict=True)]
-        table.add_row("in all", "", *map(ms_text, sums))
+        table.add_row("in all", "", *map(ms_text, sums), "")
     return [Text(""), table]
 
 

@@ -146,6 +146,11 @@ class Connection:
         return rtt.smoothed if rtt.measured else None
 
     @property
+    def bytes_per_s(self) -> int:
+        """What the way to the peer has carried when it was in full use; 0 before that was seen."""
+        return self.sending.rate.bytes_per_s
+
+    @property
     def unfinished(self) -> int:
         """How many messages are not fully acknowledged."""
         return self.sending.outbox.unfinished

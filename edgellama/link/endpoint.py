@@ -166,6 +166,7 @@ class Endpoint:
                 connection.address,
                 connection.round_trip_s,
                 connection.heard_at,
+                connection.bytes_per_s,
             )
             for node, connection in self._connections.items()
         }

@@ -30,3 +30,4 @@ class PeerInfo:
     address: Address
     round_trip_s: float | None  # smoothed; None before the first measurement
     silent_since: float  # when the last authenticated packet came
+    bytes_per_s: int = 0  # carried when the link was last in full use; 0: never seen

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from edgellama.link.congestion import PACED_PACKETS_MIN, DelayController, Pacer
+from edgellama.link.delivery_rate import DeliveryRate
 from edgellama.link.outbox import Outbox, OutgoingMessage, Piece
 from edgellama.link.path_mtu import BLACK_HOLE_TIMEOUTS, PathMtu
 from edgellama.link.recovery import PERSISTENT_PROBES, LossRecovery, SentPacket
@@ -46,6 +47,7 @@ class Sending:
         self.outbox = Outbox()
         self.path = PathMtu()
         self.losses = LossEstimate()
+        self.rate = DeliveryRate()
         self.next_packet_number = 0
         self.sent_at = now  # when the last eliciting packet left
         self.ping_due = False
@@ -65,7 +67,8 @@ class Sending:
     def on_acknowledgement(self, frame: Acknowledgement, now: float) -> None:
         """Take what the peer says of packets that were sent, all of them below the next number."""
         recovery = self.recovery
-        full = 2 * len(recovery.in_flight) >= self._window
+        in_flight = len(recovery.in_flight)
+        full = 2 * in_flight >= self._window
         arrived = recovery.on_acknowledged(frame, now)
         self._peer_window = max(frame.window_packets, WINDOW_PACKETS_MIN)
         if self._parities:
@@ -90,6 +93,14 @@ class Sending:
         self._congestion.on_acknowledged(
             *(len(arrived), arrived[-1][0], self.next_packet_number, recovery.rtt, now), full=full
         )
+        # A window of a few packets is in use although the link idles most of the time.
+        filled = full and in_flight >= PACED_PACKETS_MIN
+        if filled or self.rate.is_sampling:
+            size_bytes = sum(packet.datagram_bytes for _, packet in arrived)
+            self.rate.on_acknowledged(
+                *(size_bytes, arrived[-1][0], self.next_packet_number, recovery.rtt, now),
+                full=filled,
+            )
         lost = recovery.lost(now)
         if lost:
             self._on_lost(lost, now)

@@ -36,11 +36,13 @@ from edgellama.mesh.reports import Reports
 from edgellama.mesh.session_keeping import SessionKeeping
 from edgellama.mesh.stage_role import StageRole
 from edgellama.mesh.token_trips import TokenTrips
+from edgellama.values import RAM
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.measurement_messages import (
     FactsQuery,
     Measured,
     MeterQuery,
+    RateProbe,
 )
 from edgellama.wire.messages import (
     Ask,
@@ -173,7 +175,9 @@ class MeshNode:
             for node in self.membership.connected():
                 self._outbox.send(node, self._heartbeat())
         self.membership.handle_timer(now)
-        self.measurements.handle_timer(now, self.membership.connected())
+        self.measurements.handle_timer(
+            now, self.membership.connected(), probes=self._may_probe_links()
+        )
         self.planning.handle_timer(now)
         if self.planning.has_settled:
             self.gateway.set_trouble(self.planning.trouble, now)
@@ -189,6 +193,11 @@ class MeshNode:
     def _is_busy(self) -> bool:
         parts = (self.stage.sessions_open, self.home.sessions_open, self.gateway.askers)
         return any(parts)
+
+    def _may_probe_links(self) -> bool:
+        """Return whether rates are of use here, and nobody waits for anything."""
+        by_speed = self.planning.split != RAM
+        return by_speed and not self._is_busy() and not self.planning.is_changing
 
     def _awaited(self) -> set[NodeId]:
         """Return the members that answers wait on: the ring around, homes, gateways, the leader."""
@@ -344,7 +353,7 @@ class MeshNode:
                 self.stage.receive(node, message)
             case Heartbeat() | Gossip():
                 self.membership.receive(node, message, self._now)
-            case Measured():
+            case Measured() | RateProbe():
                 self.measurements.receive(node, message, self._now)
             case PlanAnnouncement() | StageReady() | StageFailed():
                 self._receive_on_plan(node, message)

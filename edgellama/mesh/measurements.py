@@ -11,10 +11,12 @@ from collections import deque
 from statistics import median_low
 from typing import TYPE_CHECKING, Final
 
+from edgellama.link.endpoint import Priority
 from edgellama.mesh.effects import HeadJob, StageJob
+from edgellama.mesh.link_rates import PROBE_BYTES, LinkRates
 from edgellama.plan.device_speed import corrected, with_head
 from edgellama.values import StageTimes
-from edgellama.wire.measurement_messages import LINKS_TOLD_MAX, Measured
+from edgellama.wire.measurement_messages import LINKS_TOLD_MAX, Measured, RateProbe
 from edgellama.wire.messages import MEMBERS_MAX
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Measurements:
         self, me: NodeId, outbox: Outbox, links: Callable[[], Sequence[LinkFacts]]
     ) -> None:
         self.meter = Meter()
+        self.rates = LinkRates(me)
         self.news_since: float | None = None  # of numbers that plans are made of
         self._me = me
         self._outbox = outbox
@@ -105,8 +108,10 @@ class Measurements:
         self._base = self._speed()
         self.meter.begin(plan, model, self._me)
 
-    def receive(self, node: NodeId, measured: Measured, now: float) -> None:
-        """Take what a member says of itself and of its own links."""
+    def receive(self, node: NodeId, measured: Measured | RateProbe, now: float) -> None:
+        """Take what a member says of itself and of its own links; a probe only had to come."""
+        if isinstance(measured, RateProbe):
+            return
         if node not in self._others and len(self._others) >= MEMBERS_MAX:
             return
         links = tuple(link for link in measured.links if link.node == node)
@@ -143,11 +148,31 @@ class Measurements:
         told = [link for measured in self._others.values() for link in measured.links]
         return [*self._nearest_links(), *told]
 
+    def own_links(self) -> list[LinkFacts]:
+        """Return this node's links; what only the other end has seen of a rate counts as well."""
+        return [
+            link._replace(bytes_per_s=self.rate(self._me, link.peer)) for link in self._own_links()
+        ]
+
+    def rate(self, node: NodeId, peer: NodeId) -> int:
+        """Return what the link from ``node`` to ``peer`` carries, bytes a second; 0 if unknown.
+
+        What the receiving end has seen of the way back stands for what the sender has not.
+        """
+        return self._rate_seen(node, peer) or self._rate_seen(peer, node)
+
+    def _rate_seen(self, node: NodeId, peer: NodeId) -> int:
+        if node == self._me:
+            return self.rates.rate(peer)
+        told = self._others.get(node)
+        links = told.links if told is not None else ()
+        return next((link.bytes_per_s for link in links if link.peer == peer), 0)
+
     def stage_times(self, plan: Plan, node: NodeId, peer: NodeId, row_bytes: int) -> StageTimes:
         """Return what a stage of the plan in force takes, and its hop to ``peer``, as measured."""
         if node == self._me:
             measured = self._measured()
-            links = self._nearest_links()
+            links = tuple(self._own_links())
         else:
             told = self._others.get(node)
             if told is None:
@@ -157,19 +182,26 @@ class Measurements:
         compute_ns = measured.stage_ns + measured.head_ns if known else 0
         for link in links:
             if link.peer == peer and node != peer:
-                sending_ns = row_bytes * 10**9 // link.bytes_per_s if link.bytes_per_s else 0
-                return StageTimes(compute_ns, link.round_trip_us * 500 + sending_ns)
+                rate = self.rate(node, peer)
+                sending_ns = row_bytes * 10**9 // rate if rate else 0
+                return StageTimes(compute_ns, link.round_trip_us * 500 + sending_ns, rate)
         return StageTimes(compute_ns)
 
     def next_timer(self) -> float:
         """Return when ``handle_timer`` wants to be called."""
         return self._tell_at
 
-    def handle_timer(self, now: float, members: Sequence[NodeId]) -> None:
-        """Tell the members that are connected what has changed."""
+    def handle_timer(self, now: float, members: Sequence[NodeId], *, probes: bool = False) -> None:
+        """Tell the members that are connected what has changed.
+
+        ``probes``: a link that nothing has shown the rate of may be tried now.
+        """
         if now < self._tell_at:
             return
         self._tell_at = now + PUBLISH_S
+        self.rates.look(self._own_links(), now)
+        if probes:
+            self._probe(now)
         measured = self._measured()
         if not is_news(measured, self._told):
             return
@@ -177,6 +209,11 @@ class Measurements:
         self._changed(now)
         for node in members:
             self._outbox.send(node, measured)
+
+    def _probe(self, now: float) -> None:
+        peer = self.rates.next_probe(self._nearest_links(), now)
+        if peer is not None:
+            self._outbox.send(peer, RateProbe(" " * PROBE_BYTES), Priority.BULK)
 
     def _speed(self) -> DeviceSpeed | None:
         if self._base is None:
@@ -197,7 +234,7 @@ class Measurements:
 
     def _nearest_links(self) -> tuple[LinkFacts, ...]:
         links = sorted(self._own_links(), key=lambda link: (link.round_trip_us, link.peer))
-        return tuple(links[:LINKS_TOLD_MAX])
+        return tuple(self.rates.known(links[:LINKS_TOLD_MAX]))
 
 
 def is_news(measured: Measured, told: Measured | None) -> bool:

@@ -359,6 +359,7 @@ class Planning:
             DeviceFacts(
                 *(record.node, record.name, record.ram_bytes),
                 self._measurements.speed(record.node),
+                record.wire,
             )
             for record in self._membership.living()
             if (record.node, record.incarnation) not in self._unfit

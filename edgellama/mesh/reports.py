@@ -81,7 +81,7 @@ class Reports:
         meter = self._measurements.meter
         links = tuple(
             LinkMeter(link, self._surroundings.counters(link.peer))
-            for link in self._surroundings.links()
+            for link in self._measurements.own_links()
         )
         return MeterReply(
             request,
@@ -104,6 +104,6 @@ class Reports:
         assert facts is not None
         return MemberStatus(
             *(record, span, stage == 0, counters, wire, self._planning.predicted(record.node)),
-            self._measurements.stage_times(plan, record.node, peer, row_bytes(facts)),
+            self._measurements.stage_times(plan, record.node, peer, row_bytes(facts, wire)),
             transport,
         )

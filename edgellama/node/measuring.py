@@ -41,6 +41,7 @@ TIMES: Final = 3  # after one to warm up
 LONG_ENOUGH_NS: Final = 500_000_000  # then what was timed so far must do
 POSITIONS: Final = 64  # of the KV cache that a trial fills
 ROUND_TRIP_PAST_US: Final = 1 << 32
+RATE_PAST: Final = 1 << 48
 PERMILLE: Final = 1000
 
 
@@ -96,7 +97,8 @@ def link_facts(
         carried = counters(node)
         lost = carried.packets_retransmitted * PERMILLE // max(1, carried.packets_sent)
         round_trip_us = min(round(peer.round_trip_s * 1e6), ROUND_TRIP_PAST_US - 1)
-        facts.append(LinkFacts(me, node, round_trip_us, 0, min(lost, PERMILLE)))
+        rate = min(peer.bytes_per_s, RATE_PAST - 1)
+        facts.append(LinkFacts(me, node, round_trip_us, rate, min(lost, PERMILLE)))
     return facts
 
 

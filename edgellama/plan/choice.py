@@ -90,8 +90,8 @@ def _by_memory(
 
 def stage_times(prediction: Prediction) -> tuple[StageTimes, ...]:
     """Return a prediction stage by stage."""
-    hops = prediction.hops_ns or (0,)
-    return tuple(map(StageTimes, prediction.compute_ns, hops))
+    hops, rates = prediction.hops_ns or (0,), prediction.rates or (0,)
+    return tuple(map(StageTimes, prediction.compute_ns, hops, rates))
 
 
 def _kept(

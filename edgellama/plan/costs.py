@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from edgellama.plan.ram import Requirements, layer_kv_bytes
-from edgellama.values import DeviceSpeed
+from edgellama.plan.wires import wire_between
+from edgellama.values import WIRE_F16, WIRE_Q8, WIRES, DeviceSpeed
+from edgellama.wire.lossy_activations import row_bytes as lossy_row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,11 +40,13 @@ class Hops(NamedTuple):
     """What it takes to pass a token's row on, [n, n] from each device to each other one.
 
     ``times`` is from the end of one stage to the beginning of the next; for ``sends`` of it the
-    sender's link is busy.
+    sender's link is busy. ``rates`` are the bytes a second that links carry, 0 where that is not
+    known and taken to be usual.
     """
 
     times: Times
     sends: Times
+    rates: Times
 
 
 class Costs:
@@ -80,7 +84,7 @@ class Costs:
         self.compute = np.stack([_summed(row) for row in each])
         self.heads = np.minimum(head_ns * model.home_bytes // 1024, CUT)
         nodes = [device.node for device in self.devices]
-        self.hops = hops_between(nodes, links, row_bytes(model))
+        self.hops = hops_between(nodes, links, _sent_bytes(model, self.devices))
 
     def only(self, devices: Sequence[int]) -> Costs:
         """Return the costs of some of the devices, named in rising order."""
@@ -90,7 +94,7 @@ class Costs:
         chosen.rooms, chosen.home_rooms = self.rooms[devices], self.home_rooms[devices]
         chosen.compute, chosen.heads = self.compute[devices], self.heads[devices]
         pairs = np.ix_(devices, devices)
-        chosen.hops = Hops(self.hops.times[pairs], self.hops.sends[pairs])
+        chosen.hops = Hops(*(each[pairs] for each in self.hops))
         return chosen
 
     def index(self, node: NodeId) -> int:
@@ -116,9 +120,19 @@ class Costs:
         return int(min(by_room, by_time))
 
 
-def row_bytes(model: ModelFacts) -> int:
-    """Return what one token's hidden row takes on a link."""
-    return 2 * model.width + 1 + STEP_HEADER_BYTES
+def row_bytes(model: ModelFacts, wire: str = WIRE_F16) -> int:
+    """Return what one token's hidden row takes on a link that carries ``wire``."""
+    row = lossy_row_bytes(model.width) if wire == WIRE_Q8 else 2 * model.width + 1
+    return row + STEP_HEADER_BYTES
+
+
+def _sent_bytes(model: ModelFacts, devices: Sequence[DeviceFacts]) -> Times:
+    """Return what a row takes from each device to each other one, [n, n]."""
+    sizes = {wire: row_bytes(model, wire) for wire in WIRES}
+    asked = sorted({device.wire for device in devices})
+    by_wish = np.array([[sizes[wire_between(a, b)] for b in asked] for a in asked], np.int64)
+    wishes = [asked.index(device.wire) for device in devices]
+    return by_wish[np.ix_(wishes, wishes)]
 
 
 class Ring(NamedTuple):
@@ -137,6 +151,7 @@ class RingTimes(NamedTuple):
 
     compute: tuple[int, ...]
     hops: tuple[int, ...]
+    rates: tuple[int, ...]  # of each hop's link, bytes a second; 0 is not known
     busiest: int  # what the busiest device or link does for each token
 
     @property
@@ -158,11 +173,10 @@ def ring_times(costs: Costs, ring: Ring) -> RingTimes:
     ]
     compute[0] += int(costs.heads[ring.order[0]])
     if len(ring.order) == 1:
-        return RingTimes(tuple(compute), (), compute[0])
+        return RingTimes(tuple(compute), (), (), compute[0])
     pairs = list(zip(ring.order, (*ring.order[1:], ring.order[0]), strict=True))
-    hops = tuple(int(costs.hops.times[pair]) for pair in pairs)
-    busiest = max(*compute, *(int(costs.hops.sends[pair]) for pair in pairs))
-    return RingTimes(tuple(compute), hops, busiest)
+    times, sends, rates = (tuple(int(each[pair]) for pair in pairs) for each in costs.hops)
+    return RingTimes(tuple(compute), times, rates, max(*compute, *sends))
 
 
 def _summed(values: Times) -> Times:
@@ -181,8 +195,10 @@ def _speeds(devices: Sequence[DeviceFacts]) -> list[DeviceSpeed]:
     return [device.speed or middling for device in devices]
 
 
-def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], sent_bytes: int) -> Hops:
+def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], sent_bytes: Times) -> Hops:
     """Return the hops between all devices, from what any of them has measured.
+
+    ``sent_bytes`` [n, n] is what is sent for a token.
 
     Where both ends have measured the round trip their mean counts. A pair that has not been
     measured is taken to be half as far apart as both are from the middling one of their peers.
@@ -207,11 +223,12 @@ def hops_between(nodes: Sequence[NodeId], links: Iterable[LinkFacts], sent_bytes
     round_trips = (middle[:, None] + middle[None, :]) // 2
     for (one, other), both in trips.items():
         round_trips[one, other] = round_trips[other, one] = sum(both) // len(both)
-    bytes_per_s = np.full((count, count), BYTES_PER_S_USUAL, np.int64)
+    known = np.zeros((count, count), np.int64)
     for (one, other), rate in rates.items():
-        bytes_per_s[one, other] = rate
+        known[one, other] = rate
         if (other, one) not in rates:
-            bytes_per_s[other, one] = rate
-    sends = np.minimum(sent_bytes * 1_000_000_000 // np.maximum(1, bytes_per_s), CUT)
+            known[other, one] = rate
+    bytes_per_s = np.where(known > 0, known, BYTES_PER_S_USUAL)
+    sends = np.minimum(sent_bytes * 1_000_000_000 // bytes_per_s, CUT)
     times = np.minimum(round_trips * 500, CUT) + sends
-    return Hops(times, sends)
+    return Hops(times, sends, known)

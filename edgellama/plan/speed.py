@@ -34,12 +34,14 @@ class Prediction:
     """What a placement is expected to take; nanoseconds.
 
     ``compute_ns`` is of each stage in the order of the ring, ``hops_ns`` from each to the next and
-    home; ``token_ns`` is the time of one token of one answer, ``interval_ns`` that between two
+    home; ``rates`` is what the links of those hops carry, bytes a second, 0 where that is not
+    known. ``token_ns`` is the time of one token of one answer, ``interval_ns`` that between two
     tokens, whosever, while all sessions are in use.
     """
 
     compute_ns: tuple[int, ...]
     hops_ns: tuple[int, ...]
+    rates: tuple[int, ...]
     token_ns: int
     interval_ns: int
 
@@ -106,7 +108,8 @@ def is_worth_changing(now: Prediction, then: Prediction, goal: str) -> bool:
 
 def _predicted(costs: Costs, ring: Ring) -> Prediction:
     times = ring_times(costs, ring)
-    return Prediction(times.compute, times.hops, times.token, times.interval(costs.sessions))
+    interval_ns = times.interval(costs.sessions)
+    return Prediction(times.compute, times.hops, times.rates, times.token, interval_ns)
 
 
 def _stages(costs: Costs, ring: Ring) -> tuple[StagePlacement, ...]:

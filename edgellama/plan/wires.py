@@ -20,8 +20,14 @@ def wires_of(stages: Sequence[StagePlacement], asked: Mapping[NodeId, str]) -> t
     """
     if len(stages) < 2:
         return ()  # nothing travels
-    wires = []
-    for stage, following in zip(stages, [*stages[1:], stages[0]], strict=True):
-        said = {asked.get(stage.node, ""), asked.get(following.node, "")}
-        wires.append(WIRE_Q8 if WIRE_Q8 in said and WIRE_F16 not in said else WIRE_F16)
-    return tuple(wires) if WIRE_Q8 in wires else ()
+    wires = tuple(
+        wire_between(asked.get(stage.node, ""), asked.get(following.node, ""))
+        for stage, following in zip(stages, [*stages[1:], stages[0]], strict=True)
+    )
+    return wires if WIRE_Q8 in wires else ()
+
+
+def wire_between(one: str, other: str) -> str:
+    """Return what a link carries whose ends ask for ``one`` and ``other``."""
+    said = {one, other}
+    return WIRE_Q8 if WIRE_Q8 in said and WIRE_F16 not in said else WIRE_F16

@@ -88,12 +88,14 @@ class SimulatedCluster:
         context: int = 0,
         node: NodeId = "",
         wire: str = "",
+        split: str = "",
         transport: str = UDP,
     ) -> ClusterNode:
         """Start a device that offers memory for so many layers, or start it again.
 
         ``model`` is the one whose file it offers; ``node`` names its id instead of the dice;
-        ``wire`` is what its links shall carry, ``transport`` what shall carry them.
+        ``wire`` is what its links shall carry, ``split`` what it asks to split by, ``transport``
+        what shall carry its links.
         """
         self._lives += 1
         fresh = Address(f"10.0.0.{len(self._identities) + 1}", 7711)
@@ -109,6 +111,7 @@ class SimulatedCluster:
             *(ram_bytes(layers), context, "hashes", "", model.facts.root if model else ""),
             *(True, "0"),
             wire=wire,
+            split=split,
         )
         started = self.nodes[name] = ClusterNode(self, me, model, transport)
         started.host.act(lambda _: None)  # from here on its timers run

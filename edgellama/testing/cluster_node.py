@@ -106,7 +106,7 @@ class ClusterNode:
     def links(self) -> list[LinkFacts]:
         """Return the round trips to other members."""
         return [
-            LinkFacts(self.node, node, round(peer.round_trip_s * 1e6))
+            LinkFacts(self.node, node, round(peer.round_trip_s * 1e6), peer.bytes_per_s)
             for node, peer in self.host.endpoint.peers().items()
             if peer.round_trip_s is not None and not peer.identity.guest
         ]

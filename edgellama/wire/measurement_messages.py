@@ -10,6 +10,7 @@ from edgellama.values import (
     KV_KINDS,
     NODE_ID_DIGITS,
     SPLITS,
+    WIRES,
     DeviceFacts,
     DeviceSpeed,
     LinkCounters,
@@ -38,6 +39,13 @@ class Measured:
     stage_ns: int
     head_ns: int
     links: tuple[LinkFacts, ...]
+
+
+@dataclass(frozen=True)
+class RateProbe:
+    """Nothing: so much of it that the link's rate shows. No answer is needed."""
+
+    filler: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class MeterReply:
     links: tuple[LinkMeter, ...]
 
 
-MeasurementMessage = Measured | FactsQuery | FactsReply | MeterQuery | MeterReply
+MeasurementMessage = Measured | RateProbe | FactsQuery | FactsReply | MeterQuery | MeterReply
 
 _U16, _U32, _U48, _U64 = (Unsigned(bits) for bits in (16, 32, 48, 64))
 _NODE = Hexadecimal(NODE_ID_DIGITS)
@@ -117,7 +125,7 @@ class _OptionalSpeed:
 
 
 _LINK = Record(LinkFacts, _NODE, _NODE, _U32, _U48, _U16)
-_DEVICE = Record(DeviceFacts, _NODE, Text(64), _U48, _OptionalSpeed())
+_DEVICE = Record(DeviceFacts, _NODE, Text(64), _U48, _OptionalSpeed(), Choice("", *WIRES))
 
 # By the numbers that are written on the wire; see ``messages``.
 MEASUREMENT_MESSAGES: Final[dict[int, Kind]] = {
@@ -138,4 +146,5 @@ MEASUREMENT_MESSAGES: Final[dict[int, Kind]] = {
             Many(Record(LinkMeter, _LINK, COUNTERS), MEMBERS_MAX),
         ),
     ),
+    60: Kind(RateProbe, (), "filler"),
 }

@@ -146,7 +146,7 @@ MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),
     *(Many(_U48, LAYERS_MAX, 1), _U48, _U32, _U48, _U32),
 )
-STAGE_TIMES: Final = Record(StageTimes, _U64, _U64)
+STAGE_TIMES: Final = Record(StageTimes, _U64, _U64, _U48)
 _PLAN = Record(
     *(Plan, _U64, _NODE, _ROOT, Whole(1, (1 << 32) - 1), Whole(1, PLAN_SESSIONS_MAX)),
     *(Many(Record(StagePlacement, _NODE, SPAN), MEMBERS_MAX, 1), Choice(*KV_KINDS)),

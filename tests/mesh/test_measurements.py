@@ -157,7 +157,8 @@ def test_what_others_tell() -> None:
     assert measurements.stage_times(plan_of(A, B, C, epoch=6), B, A, 1000) == StageTimes()
     assert measurements.stage_times(plan, C, A, 1000) == StageTimes()
     desk.links = [link(B, 9, 10**6)]
-    assert measurements.stage_times(plan, A, B, 1000) == StageTimes(0, 4500 + 10**6)
+    desk.told()
+    assert measurements.stage_times(plan, A, B, 1000) == StageTimes(0, 4500 + 10**6, 10**6)
 
 
 def test_corrections_stay_within_bounds() -> None:

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edgellama.plan.bounds import Outlook
-from edgellama.plan.costs import NEVER, Costs, Ring, RingTimes, ring_times
+from edgellama.plan.costs import (
+    BYTES_PER_S_USUAL,
+    NEVER,
+    STEP_HEADER_BYTES,
+    Costs,
+    Ring,
+    RingTimes,
+    ring_times,
+)
 from edgellama.plan.exact import quickest_ring
 from edgellama.plan.left_out import reasons
 from edgellama.plan.ram import Requirements, Unplaceable, place, stage_bytes
@@ -30,6 +39,7 @@ from edgellama.values import (
     Span,
     StagePlacement,
 )
+from edgellama.wire.lossy_activations import row_bytes as lossy_row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,7 +183,7 @@ def test_what_one_device_can_hold_is_not_sent_round() -> None:
     found = place_by_speed(costs, CHAT)
     assert found is not None
     assert names(devices, found.stages) == ["d1 8"]
-    assert found.prediction == Prediction((8_000_000,), (), 8_000_000, 8_000_000)
+    assert found.prediction == Prediction((8_000_000,), (), (), 8_000_000, 8_000_000)
     said = reasons(costs, found.stages, CHAT)
     assert said[devices[1].node] == (
         "with it the ring would take 10.0 ms a token instead of 8.0 ms"
@@ -284,6 +294,44 @@ def test_both_ends_of_a_link_have_measured() -> None:
     assert costs.hops.times[0, 1] == 1_500_000 + row * 1000
 
 
+def test_a_rate_that_is_not_known_is_taken_to_be_usual_and_said_to_be_unknown() -> None:
+    one, other = "1".zfill(32), "2".zfill(32)
+    devices, row = [device(1, 6 * MIB), device(2, 6 * MIB)], 2 * 1000 + 1 + 100
+    for rate in (0, 10**6):
+        measured = [LinkFacts(one, other, 2000, rate)]
+        found = place_by_speed(Costs(model_of(*[MIB] * 8), devices, measured, REQUIREMENTS), CHAT)
+        assert found is not None
+        assert found.prediction.rates == (rate, rate)
+        sending_ns = row * 10**9 // (rate or BYTES_PER_S_USUAL)
+        assert found.prediction.hops_ns == (1_000_000 + sending_ns, 1_000_000 + sending_ns)
+
+
+@pytest.mark.parametrize(
+    ("asked", "q8"), [(("", ""), False), (("q8", ""), True), (("q8", "f16"), False)]
+)
+def test_rows_of_a_q8_link_are_counted_as_small_as_they_are(
+    asked: tuple[str, str], q8: bool
+) -> None:
+    devices = [replace(device(number), wire=wire) for number, wire in enumerate(asked, start=1)]
+    measured = [LinkFacts(devices[0].node, devices[1].node, 2000, 10**6)]
+    costs = Costs(model_of(MIB), devices, measured, REQUIREMENTS)
+    row = lossy_row_bytes(1000) if q8 else 2 * 1000 + 1
+    assert costs.hops.sends[0, 1] == costs.hops.sends[1, 0] == (row + STEP_HEADER_BYTES) * 1000
+    assert lossy_row_bytes(1000) < 0.6 * 2001
+
+
+def test_a_thin_link_is_left_out_of_the_ring_although_it_is_near() -> None:
+    devices = [device(1, 6 * MIB), device(2, 6 * MIB), device(3, 6 * MIB)]
+    thin = {frozenset("12"), frozenset("13")}
+    measured = [
+        each._replace(bytes_per_s=10**5 if {each.node[-1], each.peer[-1]} in thin else 10**8)
+        for each in links(devices, 2)
+    ]
+    found = place_by_speed(Costs(model_of(*[MIB] * 8), devices, measured, REQUIREMENTS), CHAT)
+    assert found is not None
+    assert {stage.node[-1] for stage in found.stages} == {"2", "3"}
+
+
 def test_without_devices_or_room_there_is_no_placement() -> None:
     assert place_by_speed(Costs(model_of(MIB), [device(1, 5)], [], REQUIREMENTS), CHAT) is None
     small = [device(number, MIB // 2) for number in range(1, 5)]
@@ -368,7 +416,7 @@ def test_the_quick_search_comes_near_the_exact_one(seed: int) -> None:
 )
 def test_a_small_gain_is_not_worth_a_change(now: int, then: int, worth: bool) -> None:
     def prediction(token: int, interval: int) -> Prediction:
-        return Prediction((token,), (), token, interval)
+        return Prediction((token,), (), (), token, interval)
 
     assert is_worth_changing(prediction(now, 7), prediction(then, 7), CHAT) is worth
     assert is_worth_changing(prediction(7, now), prediction(7, then), BATCH) is worth

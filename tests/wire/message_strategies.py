@@ -95,7 +95,7 @@ routes = st.lists(st.builds(Route, nodes, texts(64), spans), max_size=3).map(tup
 turns = st.builds(Turn, st.sampled_from(["user", "assistant"]), texts(50))
 
 
-times = st.builds(StageTimes, u64, u64)
+times = st.builds(StageTimes, u64, u64, u48)
 
 
 @st.composite

@@ -82,6 +82,7 @@ def test_every_kind_is_tested_and_has_a_number_of_its_own() -> None:
         35: ["Measured", "FactsQuery", "FactsReply", "MeterQuery", "MeterReply"],
         45: ["TokenTook", "AskInSession", "KeepSession", "SessionQuery", "SessionReply"],
         50: ["ForgetSession", "SessionForgotten"],
+        60: ["RateProbe"],
     }
     assert {number: kind.build.__name__ for number, kind in wire._KINDS.items()} == {
         first + place: name
