@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,21 +17,12 @@ if TYPE_CHECKING:
 THREADS_MAX: Final = 64
 
 
-class Counts(click.ParamType[tuple[int, ...]]):
-    """Numbers of threads as people write them: ``1,2``."""
-
-    name = "counts"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the numbers in the order given, each once."""
-        if isinstance(value, tuple):
-            return value
-        counts = {int(text): None for text in value.split(",") if text.strip().isdecimal()}
-        if len(counts) != len(value.split(",")) or not all(0 < n <= THREADS_MAX for n in counts):
-            self.fail(f"{value!r} is no list of numbers from 1 to {THREADS_MAX}", param, ctx)
-        return tuple(counts)
+def counts(text: str) -> tuple[int, ...]:
+    """Return numbers of threads as people write them, ``1,2``, in their order and each once."""
+    found = {int(part): None for part in text.split(",") if part.strip().isdecimal()}
+    if len(found) != len(text.split(",")) or not all(0 < n <= THREADS_MAX for n in found):
+        raise click.BadParameter(f"{text!r} is no list of numbers from 1 to {THREADS_MAX}")
+    return tuple(found)
 
 
 @click.command(name="bench", short_help="Measure how fast a model runs here.")
@@ -53,7 +44,7 @@ class Counts(click.ParamType[tuple[int, ...]]):
 @key
 @click.option(
     "--threads",
-    type=Counts(),
+    type=counts,
     metavar="N,N,...",
     help="Measure on so many threads, each in turn. Default: one, and all fast cores.",
 )

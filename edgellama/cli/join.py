@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellama.cli.options import (
-    Size,
     backend,
     code,
     key,
@@ -21,6 +20,7 @@ from edgellama.cli.options import (
     open_mesh,
     peer_addresses,
     peers,
+    size_in_bytes,
     split,
     split_choice,
     threads,
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 @click.command(name="join", short_help="Offer this device to the mesh.")
 @click.option("--model", metavar="FILE", help="The GGUF file that the mesh shall host.")
 @click.option("--name", help="How others see this device. Default: its host name.")
-@click.option("--ram", type=Size(), help="What the model may use, such as 300M or 2G.")
+@click.option(
+    "--ram", type=size_in_bytes, metavar="SIZE", help="What the model may use, such as 300M or 2G."
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),

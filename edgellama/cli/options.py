@@ -22,26 +22,14 @@ SPEED: Final = "speed"
 KEY_VARIABLE: Final = "EDGELLAMA_KEY"
 
 
-class Size(click.ParamType[int]):
-    """Bytes as people write them: ``300M``, ``2G``."""
+def size_in_bytes(text: str) -> int:
+    """Return the bytes of a size as people write it, ``300M`` or ``2G``; the type of an option."""
+    from edgellama.plan.sizes import parse_size
 
-    name = "size"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> int:
-        """Return the number of bytes."""
-        from edgellama.plan.sizes import parse_size
-
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except MisuseError as error:
-            self.fail(str(error), param, ctx)
+    try:
+        return parse_size(text)
+    except MisuseError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def peers(function: Function) -> Function:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellama.cli.options import (
-    Size,
     as_json,
     key,
     kv,
     model_file,
     peers,
+    size_in_bytes,
     split,
     split_choice,
 )
@@ -129,7 +129,7 @@ def _stated_facts(model: ModelFacts | None, ram: str, measured: dict[str, str | 
     }
     if numbers["--rate"] and not numbers["--rtt"]:
         raise MisuseError("--rate goes with --rtt")
-    sizes = [Size().convert(text, None, None) for text in ram.split(",")]
+    sizes = [size_in_bytes(text) for text in ram.split(",")]
     devices = stated_devices(model, sizes, numbers["--speed"])
     links = stated_links(devices, numbers["--rtt"], numbers["--rate"])
     usual = Requirements(min(model.context_max, CONTEXT_DEFAULT), SESSIONS_MAX)

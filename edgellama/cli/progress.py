@@ -45,4 +45,5 @@ def progress_bar(doing: str, *, in_bytes: bool = False) -> Iterator[Callable[[in
     try:
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:  # or Rich ends a line that was never begun
+            bar.stop()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellama.cli.options import Size, backend, key, model_file, note, peers, threads
+from edgellama.cli.options import backend, key, model_file, note, peers, size_in_bytes, threads
 from edgellama.cli.status import facts_of_mesh
 from edgellama.errors import MisuseError
 
@@ -90,7 +90,7 @@ def _room(fit: str, peers: tuple[str, ...], key: str | None) -> int | FactsReply
         return facts_of_mesh(peers, key)
     if peers or key:
         raise MisuseError(f"--peer and --key go with --fit {MESH}")
-    return Size().convert(fit, None, None)
+    return size_in_bytes(fit)
 
 
 def _fitting_kinds(

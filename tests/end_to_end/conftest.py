@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from edgellama_kernels import warming
 from hosts import GREEDY, PROMPT, Host, Mesh
 from network import Loopback, Place, best_network
 
@@ -57,7 +59,9 @@ def expected(alone: Host, model: Path) -> Callable[..., dict[str, Any]]:
             answers[options] = alone.run("ask", "--model", model, "--json", *options, PROMPT).json
         return answers[options]
 
-    answer(*GREEDY)  # compiles the kernels once, before several hosts would do it side by side
+    if warming.is_installed():  # once, before several hosts would compile side by side
+        subprocess.run(warming.command(), check=True)
+    answer(*GREEDY)
     return answer
 
 
