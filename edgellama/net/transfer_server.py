@@ -7,6 +7,7 @@ import errno
 import selectors
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from edgellama.errors import NetworkError, TransferError
@@ -173,11 +174,11 @@ class WeightServer:
         """Send what was asked for; of a file of the user's own each chunk once, if that will do."""
         indexes = range(request.first, request.past)
         given = self._given_of(request.root) if source is not None and source.original else None
-        anyway = request.kind is RequestKind.CHUNKS_ANYWAY
+        anyway, now = request.kind is RequestKind.CHUNKS_ANYWAY, time.monotonic()
         promised = [
             index
             for index in indexes
-            if given is None or given.promise(index, stream, anyway=anyway)
+            if given is None or given.promise(index, stream, now, anyway=anyway)
         ]
         try:
             for index in indexes:
@@ -190,7 +191,7 @@ class WeightServer:
                 if reply[0] == PRESENT:
                     self._count(len(reply[1]))
                     if given is not None:
-                        given.gave(index)
+                        given.gave(index, time.monotonic())
         finally:
             if given is not None:
                 given.forget(stream)
