@@ -23,6 +23,7 @@ class DeliveryRate:
     def __init__(self) -> None:
         self.bytes_per_s = 0
         self._began_at: float | None = None  # None: no sample is being taken
+        self._sent_from = 0.0  # when the newest packet had been sent that had arrived then
         self._last = 0  # the newest packet that was in flight then
         self._bytes = 0  # acknowledged since
         self._half_began = float("-inf")
@@ -32,23 +33,29 @@ class DeliveryRate:
         self,
         size_bytes: int,
         largest: int,
+        sent_at: float,
         next_packet_number: int,
         rtt: RoundTrip,
         now: float,
         *,
         full: bool,
     ) -> None:
-        """Take newly acknowledged packets of ``size_bytes``; ``full``: the window is in use."""
+        """Take newly acknowledged packets of ``size_bytes``; ``full``: the window is in use.
+
+        ``largest`` is the newest of them, which left at ``sent_at``.
+        """
         if self._began_at is not None:
             self._bytes += size_bytes
             if largest < self._last:
                 return
-            # Acknowledgements that come in a bunch would show a rate that no link has.
-            took_s = max(now - self._began_at, rtt.minimum)
+            # Acknowledgements that come in a bunch, or were read late, would show a rate that no
+            # link has: nothing arrives quicker for long than it is sent.
+            took_s = max(now - self._began_at, sent_at - self._sent_from, rtt.minimum)
             self._take(round(self._bytes / took_s), now)
             self._began_at = None
         if full:
-            self._began_at, self._last, self._bytes = now, next_packet_number - 1, 0
+            self._began_at, self._sent_from = now, sent_at
+            self._last, self._bytes = next_packet_number - 1, 0
 
     @property
     def is_sampling(self) -> bool:

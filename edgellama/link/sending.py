@@ -97,8 +97,9 @@ class Sending:
         filled = full and in_flight >= PACED_PACKETS_MIN
         if filled or self.rate.is_sampling:
             size_bytes = sum(packet.datagram_bytes for _, packet in arrived)
+            newest, packet = arrived[-1]
             self.rate.on_acknowledged(
-                *(size_bytes, arrived[-1][0], self.next_packet_number, recovery.rtt, now),
+                *(size_bytes, newest, packet.sent_at, self.next_packet_number, recovery.rtt, now),
                 full=filled,
             )
         lost = recovery.lost(now)

@@ -99,6 +99,11 @@ class Bridge:
         for name in self.hosts:
             run(f"ip netns exec {name} nft -f -", input=table)
 
+    def narrow(self, place: Place, megabits: int) -> None:
+        """Let a host send no more than so many megabits a second from now on."""
+        limit = f"tbf rate {megabits}mbit burst 4kb latency 50ms"
+        run(f"ip netns exec {self._name(place)} tc qdisc add dev {LAN} root {limit}")
+
     def drop_datagrams(self, place: Place, *, multicast: bool) -> None:
         """Let no UDP in over a host's LAN, mDNS neither unless ``multicast``."""
         but = "udp dport != 5353 udp sport != 5353" if multicast else "meta l4proto udp"

@@ -62,18 +62,22 @@ class Acknowledged:
         self.rate = DeliveryRate()
         self.number = 0
 
-    def flight(self, size_bytes: int, began: float, took_s: float) -> int:
-        self.rate.on_acknowledged(0, self.number, self.number + 10, round_trip(), began, full=True)
-        self.number += 10
+    def hear(self, size_bytes: int, last: int, sent_at: float, now: float, *, full: bool) -> None:
         self.rate.on_acknowledged(
-            size_bytes, self.number, self.number, round_trip(), began + took_s, full=False
+            size_bytes, last, sent_at, self.number + 10, round_trip(), now, full=full
         )
+
+    def flight(self, size_bytes: int, began: float, took_s: float, sent_s: float = 0.0) -> int:
+        """Let ten packets come that were sent within ``sent_s``; return the rate."""
+        self.hear(0, self.number, began - 1.0, began, full=True)
+        self.number += 10
+        self.hear(size_bytes, self.number, began - 1.0 + sent_s, began + took_s, full=False)
         return self.rate.bytes_per_s
 
 
 def test_acknowledgements_in_a_bunch_are_no_greater_rate_than_a_round_trip_allows() -> None:
-    assert Acknowledged().flight(10_000, 1.0, 0.0001) == 1_000_000
-    assert Acknowledged().flight(10_000, 1.0, 0.1) == 100_000
+    assert Acknowledged().flight(10_000, 1.0, took_s=0.0001) == 1_000_000
+    assert Acknowledged().flight(10_000, 1.0, took_s=0.1) == 100_000
 
 
 def test_the_greatest_of_the_last_seconds_counts() -> None:
@@ -85,12 +89,16 @@ def test_the_greatest_of_the_last_seconds_counts() -> None:
     assert flights.flight(10_000, 2.0 + 10 * WINDOW_S, 0.1) == 100_000
 
 
+def test_what_was_sent_slowly_did_not_arrive_quickly() -> None:
+    assert Acknowledged().flight(10_000, 1.0, took_s=0.02, sent_s=0.05) == 200_000
+
+
 def test_a_sample_ends_with_what_was_in_flight() -> None:
-    rate = DeliveryRate()
-    rate.on_acknowledged(5_000, 3, 10, round_trip(), 1.0, full=True)
-    assert rate.is_sampling
-    rate.on_acknowledged(5_000, 8, 12, round_trip(), 1.05, full=False)
-    assert rate.bytes_per_s == 0
-    rate.on_acknowledged(5_000, 9, 12, round_trip(), 1.1, full=False)
-    assert rate.bytes_per_s == 100_000  # those of before the beginning do not count
-    assert not rate.is_sampling
+    flight = Acknowledged()
+    flight.hear(5_000, 3, 0.9, 1.0, full=True)
+    assert flight.rate.is_sampling
+    flight.hear(5_000, 8, 0.91, 1.05, full=False)
+    assert flight.rate.bytes_per_s == 0
+    flight.hear(5_000, 9, 0.92, 1.1, full=False)
+    assert flight.rate.bytes_per_s == 100_000  # those of before the beginning do not count
+    assert not flight.rate.is_sampling
