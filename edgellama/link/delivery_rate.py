@@ -1,9 +1,10 @@
 """What a link carries, seen whenever something great crosses it.
 
-While the window is in use, what was in flight at some moment arrives at the rate of the slowest
-place on the way. Its bytes over the time until the last of them is acknowledged are a sample, as in
-draft-cheng-iccrg-delivery-rate-estimation; of the last seconds the greatest counts, since a sender
-that idles in between sees less than the link can carry.
+While the window is in use, what is in flight arrives at the rate of the slowest place on the way.
+Its bytes over the time until the last of it is acknowledged are a sample, as in
+draft-cheng-iccrg-delivery-rate-estimation, and so are flights that follow each other without a
+pause, up to SAMPLE_S together. Of the last seconds the greatest counts, since a sender that idles
+in between sees less than the link can carry.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from edgellama.link.recovery import RoundTrip
+
+SAMPLE_S: Final = 0.1
+"""A device that stands still for a moment hears of much at once, which is no rate: it shall be a
+small part of a sample."""
 
 WINDOW_S: Final = 10.0
 """The greatest of the last 5 to 10 seconds' samples counts."""
@@ -47,6 +52,9 @@ class DeliveryRate:
         if self._began_at is not None:
             self._bytes += size_bytes
             if largest < self._last:
+                return
+            if full and now < self._began_at + SAMPLE_S:
+                self._last = next_packet_number - 1
                 return
             # Acknowledgements that come in a bunch, or were read late, would show a rate that no
             # link has: nothing arrives quicker for long than it is sent.

@@ -116,6 +116,26 @@ class Outlook:
         return high
 
 
+def least_busy_ns(costs: Costs, low: int, high: int) -> int:
+    """Return a time above ``low``, ``high`` at most, that no ring's busiest device goes below.
+
+    Each device takes as many whole layers as it has room for and computes in that time, wherever
+    they lie: together they must be all layers.
+    """
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _can_share(costs, middle) else (middle, high)
+    return high
+
+
+def _can_share(costs: Costs, cap_ns: int) -> bool:
+    devices, pasts = range(len(costs.devices)), np.arange(costs.layers + 1)
+    most = [int((pasts - costs.starts(device, cap_ns)).max()) for device in devices]
+    reaches = [costs.home_reach(device, cap_ns) for device in devices]
+    homes = [reach - most[home] for home, reach in enumerate(reaches) if reach >= 0]
+    return bool(homes) and sum(most) + max(homes) >= costs.layers
+
+
 def _floor_kib(size_bytes: Times) -> Times:
     kib: Times = np.minimum(size_bytes >> 10, KIB_MAX)
     return kib

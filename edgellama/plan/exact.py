@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from edgellama.plan.costs import Times
 
 
-def quickest_ring(costs: Costs, cap_ns: int = NEVER, below_ns: int = NEVER) -> Ring | None:
+def quickest_ring(
+    costs: Costs, cap_ns: int = NEVER, below_ns: int = NEVER, *, any_will_do: bool = False
+) -> Ring | None:
     """Return a ring of the least time a token, None where no ring takes less than ``below_ns``.
 
-    No device or link is busy with a token for longer than ``cap_ns``.
+    No device or link is busy with a token for longer than ``cap_ns``. Where ``any_will_do`` the
+    first ring that is found counts.
     """
     best: _End | None = None
     outlook = Outlook(costs, cap_ns)
@@ -40,10 +43,12 @@ def quickest_ring(costs: Costs, cap_ns: int = NEVER, below_ns: int = NEVER) -> R
         if costs.home_reach(home, cap_ns) >= 0
     ]
     for search in sorted(searches, key=lambda search: (search.least_ns, search.home)):
-        end = search.run(below_ns, keep=False)
+        end = search.run(below_ns, keep=False, any_will_do=any_will_do)
         if end is not None:
             best, below_ns = end, end.time
             found = search
+            if any_will_do:
+                break
     if best is None:
         return None
     # Once more with the time known: hardly anything is left to look at, and it may be kept.
@@ -119,14 +124,17 @@ class _Search:
             rest[first] = min(NEVER, int(ends.min()))
         return rest
 
-    def run(self, below_ns: int, *, keep: bool) -> _End | None:
-        """Return the end of the quickest ring below ``below_ns``; keep the way to it if asked."""
+    def run(self, below_ns: int, *, keep: bool, any_will_do: bool = False) -> _End | None:
+        """Return the end of the quickest ring below ``below_ns``; keep the way to it if asked.
+
+        Where ``any_will_do`` it is the quickest of those with the fewest stages.
+        """
         best = None
         if self._first[-1] < below_ns:
             best, below_ns = _End(int(self._first[-1]), 0, 0, 0), int(self._first[-1])
         self._levels = []
         level = self._first_level(below_ns)
-        while level is not None:
+        while level is not None and not (best is not None and any_will_do):
             if keep:
                 self._levels.append(level)
             ends = level.times[:, :, -1] + self._to_home

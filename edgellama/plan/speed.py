@@ -9,9 +9,10 @@ sessions. Memory is never exceeded. See ``docs/spec/plan.md``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from edgellama.plan.bounds import Outlook
+from edgellama.plan.bounds import Outlook, least_busy_ns
 from edgellama.plan.costs import NEVER, Costs, Ring, ring_times
 from edgellama.plan.exact import quickest_ring
 from edgellama.plan.search import likely_ring, promising_devices
@@ -151,8 +152,9 @@ def _fullest(costs: Costs, bound: int) -> tuple[Ring | None, bool]:
     def likely(cap_ns: int) -> Ring | None:
         return likely_ring(costs, Outlook(costs, cap_ns), cap_ns)
 
-    def quickest(cap_ns: int) -> Ring | None:
-        return quickest_ring(costs, cap_ns, costs.sessions * cap_ns + 1)
+    def quickest(cap_ns: int, *, any_will_do: bool = False) -> Ring | None:
+        below_ns = costs.sessions * cap_ns + 1
+        return quickest_ring(costs, cap_ns, below_ns, any_will_do=any_will_do)
 
     # What is best for one answer comes first: no interval is less than its sessions' share.
     first, _ = _quickest(costs, bound)
@@ -161,10 +163,11 @@ def _fullest(costs: Costs, bound: int) -> tuple[Ring | None, bool]:
     low = bound - 1
     if is_exact:
         low = max(low, -(-ring_times(costs, first).token // costs.sessions) - 1)
+        low = max(low, least_busy_ns(costs, low, _interval(costs, first)) - 1)
     ring = _narrowed(costs, likely, first, low, TRIALS_MAX)
     if not is_exact:
         return ring, False
-    ring = _narrowed(costs, quickest, ring, low, NEVER)
+    ring = _narrowed(costs, partial(quickest, any_will_do=True), ring, low, NEVER)
     # Of all rings with this interval the quickest, so that the way here does not matter.
     return quickest(_interval(costs, ring)), True
 

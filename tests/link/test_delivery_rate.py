@@ -38,11 +38,17 @@ def link_after(bytes_per_s: float, message_bytes: int, *, loss: float = 0.0, tim
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.03])
-@pytest.mark.parametrize("bytes_per_s", [5e5, 2e6, 6e6, 2e7])
+@pytest.mark.parametrize("bytes_per_s", [5e5, 2e6, 6e6])
 def test_a_quarter_of_a_megabyte_shows_the_rate_within_a_tenth(
     bytes_per_s: float, loss: float
 ) -> None:
     assert link_after(bytes_per_s, 256 << 10, loss=loss) == pytest.approx(bytes_per_s, rel=0.1)
+
+
+def test_of_a_wide_link_a_little_shows_less_than_much() -> None:
+    little, much = (link_after(2e7, size) for size in (256 << 10, 8 << 20))
+    assert 0.7 * 2e7 < little < much
+    assert much == pytest.approx(2e7, rel=0.05)
 
 
 def test_rows_of_single_tokens_show_nothing() -> None:
