@@ -28,13 +28,20 @@ if TYPE_CHECKING:
 
 
 def quickest_ring(
-    costs: Costs, cap_ns: int = NEVER, below_ns: int = NEVER, *, any_will_do: bool = False
+    costs: Costs,
+    cap_ns: int = NEVER,
+    below_ns: int = NEVER,
+    *,
+    any_will_do: bool = False,
+    effort: Effort | None = None,
 ) -> Ring | None:
     """Return a ring of the least time a token, None where no ring takes less than ``below_ns``.
 
     No device or link is busy with a token for longer than ``cap_ns``. Where ``any_will_do`` the
-    first ring that is found counts.
+    first ring that is found counts. When ``effort`` is spent, what was found until then is
+    returned, which says nothing of what there is.
     """
+    effort = effort or Effort()
     best: _End | None = None
     outlook = Outlook(costs, cap_ns)
     searches = [
@@ -43,18 +50,37 @@ def quickest_ring(
         if costs.home_reach(home, cap_ns) >= 0
     ]
     for search in sorted(searches, key=lambda search: (search.least_ns, search.home)):
-        end = search.run(below_ns, keep=False, any_will_do=any_will_do)
+        end = search.run(below_ns, effort, any_will_do=any_will_do)
         if end is not None:
             best, below_ns = end, end.time
             found = search
             if any_will_do:
                 break
+        if effort.is_spent:
+            break
     if best is None:
         return None
     # Once more with the time known: hardly anything is left to look at, and it may be kept.
-    end = found.run(best.time + 1, keep=True)
+    end = found.run(best.time + 1, Effort(), keep=True)
     assert end is not None
     return found.ring(end)
+
+
+class Effort:
+    """How much may still be looked at, in times of partial rings: the same on every machine."""
+
+    def __init__(self, times: int = NEVER) -> None:
+        self._left = times
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether something was left out for it."""
+        return self._left < 0
+
+    def take(self, times: int) -> bool:
+        """Return whether so many more may be looked at."""
+        self._left -= times
+        return not self.is_spent
 
 
 class _End(NamedTuple):
@@ -124,7 +150,9 @@ class _Search:
             rest[first] = min(NEVER, int(ends.min()))
         return rest
 
-    def run(self, below_ns: int, *, keep: bool, any_will_do: bool = False) -> _End | None:
+    def run(
+        self, below_ns: int, effort: Effort, *, keep: bool = False, any_will_do: bool = False
+    ) -> _End | None:
         """Return the end of the quickest ring below ``below_ns``; keep the way to it if asked.
 
         Where ``any_will_do`` it is the quickest of those with the fewest stages.
@@ -135,6 +163,8 @@ class _Search:
         self._levels = []
         level = self._first_level(below_ns)
         while level is not None and not (best is not None and any_will_do):
+            if not effort.take(level.times.size):
+                break
             if keep:
                 self._levels.append(level)
             ends = level.times[:, :, -1] + self._to_home

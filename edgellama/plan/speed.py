@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.plan.bounds import Outlook, least_busy_ns
 from edgellama.plan.costs import NEVER, Costs, Ring, ring_times
-from edgellama.plan.exact import quickest_ring
+from edgellama.plan.exact import Effort, quickest_ring
 from edgellama.plan.search import likely_ring, promising_devices
 from edgellama.values import BATCH, CHAT, Span, StagePlacement
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgellama.plan.costs import RingTimes
 
 EXACT_DEVICES_MAX: Final = 12  # that can hold a layer, or be home
+EFFORT_MAX: Final = 20_000_000  # times of partial rings; half a second of a quick core
 MENDED_DEVICES_MAX: Final = 9  # of a larger mesh that are looked at once more, exactly
 NARROWING: Final = 64  # of what is left between bound and best
 TRIALS_MAX: Final = 8  # of a batch's interval among many devices
@@ -64,7 +65,9 @@ class SpeedPlacement:
 
 
 def place_by_speed(costs: Costs, goal: str) -> SpeedPlacement | None:
-    """Return a placement for ``goal``, the best of all among a dozen devices.
+    """Return a placement for ``goal``, the best of all among a dozen devices of usual models.
+
+    Where the search for that one would take too long it is a good one, as among more devices.
 
     None where none was found. ``ram.place`` may still find one among more than a dozen devices,
     or may say what is missing.
@@ -84,7 +87,7 @@ def place_by_speed(costs: Costs, goal: str) -> SpeedPlacement | None:
     bound = token_bound if goal == CHAT else outlook.least_interval_ns(token_bound)
     chosen = costs.only(able) if len(able) < len(costs.devices) else costs
     search = _quickest if goal == CHAT else _fullest
-    ring, is_best = search(chosen, bound)
+    ring, is_best = search(chosen, bound, Effort(EFFORT_MAX))
     if ring is None:
         return None
     prediction = _predicted(chosen, ring)
@@ -120,13 +123,14 @@ def _stages(costs: Costs, ring: Ring) -> tuple[StagePlacement, ...]:
     )
 
 
-def _quickest(costs: Costs, _bound: int) -> tuple[Ring | None, bool]:
+def _quickest(costs: Costs, _bound: int, effort: Effort) -> tuple[Ring | None, bool]:
     """Return the ring of the least time a token, and whether no other one is better."""
     ring = likely_ring(costs, Outlook(costs))
-    if len(costs.devices) <= EXACT_DEVICES_MAX:
-        below = ring_times(costs, ring).token + 1 if ring else NEVER
-        return quickest_ring(costs, below_ns=below), True
-    return ring and _mended(costs, ring), False
+    if len(costs.devices) > EXACT_DEVICES_MAX:
+        return ring and _mended(costs, ring), False
+    below = ring_times(costs, ring).token + 1 if ring else NEVER
+    best = quickest_ring(costs, below_ns=below, effort=effort)
+    return best or ring, not effort.is_spent
 
 
 def _mended(costs: Costs, ring: Ring) -> Ring:
@@ -141,23 +145,22 @@ def _mended(costs: Costs, ring: Ring) -> Ring:
     return Ring(tuple(costs.index(few.devices[each].node) for each in better.order), better.cuts)
 
 
-def _fullest(costs: Costs, bound: int) -> tuple[Ring | None, bool]:
+def _fullest(costs: Costs, bound: int, effort: Effort) -> tuple[Ring | None, bool]:
     """Return the ring of the least interval between tokens, and whether no other one is better.
 
     A ring has an interval of at most X if every device and link is busy for at most X a token, and
     a token takes at most X times the sessions: so the quickest ring under a cap answers yes or no.
     """
-    is_exact = len(costs.devices) <= EXACT_DEVICES_MAX
 
     def likely(cap_ns: int) -> Ring | None:
         return likely_ring(costs, Outlook(costs, cap_ns), cap_ns)
 
     def quickest(cap_ns: int, *, any_will_do: bool = False) -> Ring | None:
         below_ns = costs.sessions * cap_ns + 1
-        return quickest_ring(costs, cap_ns, below_ns, any_will_do=any_will_do)
+        return quickest_ring(costs, cap_ns, below_ns, any_will_do=any_will_do, effort=effort)
 
     # What is best for one answer comes first: no interval is less than its sessions' share.
-    first, _ = _quickest(costs, bound)
+    first, is_exact = _quickest(costs, bound, effort)
     if first is None:
         return None, is_exact
     low = bound - 1
@@ -167,18 +170,24 @@ def _fullest(costs: Costs, bound: int) -> tuple[Ring | None, bool]:
     ring = _narrowed(costs, likely, first, low, TRIALS_MAX)
     if not is_exact:
         return ring, False
-    ring = _narrowed(costs, partial(quickest, any_will_do=True), ring, low, NEVER)
+    ring = _narrowed(costs, partial(quickest, any_will_do=True), ring, low, NEVER, effort)
     # Of all rings with this interval the quickest, so that the way here does not matter.
-    return quickest(_interval(costs, ring)), True
+    return quickest(_interval(costs, ring)) or ring, not effort.is_spent
 
 
 def _narrowed(
-    costs: Costs, ring_within: Callable[[int], Ring | None], best: Ring, low: int, trials: int
+    costs: Costs,
+    ring_within: Callable[[int], Ring | None],
+    best: Ring,
+    low: int,
+    trials: int,
+    effort: Effort | None = None,
 ) -> Ring:
     """Return the ring of the least interval above ``low`` that ``ring_within`` a cap finds.
 
     What is known already is mostly next to the best: the range is cut near its upper end, and
-    where that finds better rings further down.
+    where that finds better rings further down. After a cut too deep the very next interval is
+    tried: where there is none so good either, that is all.
     """
     high, share = _interval(costs, best), NARROWING
     for _ in range(trials):
@@ -189,10 +198,12 @@ def _narrowed(
         interval = _interval(costs, ring) if ring else NEVER
         if interval < high:
             best, high = ring or best, interval
+        if effort is not None and effort.is_spent:
+            break
         if interval > middle:
-            low, share = middle, NARROWING
+            low, share = middle, high - low
         else:
-            share = max(2, share // 4)
+            share = NARROWING if share > NARROWING else max(2, share // 4)
     return best
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgellama.plan.bounds import Outlook
+from edgellama.plan import speed as by_speed
+from edgellama.plan.bounds import Outlook, least_busy_ns
 from edgellama.plan.costs import (
     BYTES_PER_S_USUAL,
     NEVER,
@@ -17,7 +18,7 @@ from edgellama.plan.costs import (
     RingTimes,
     ring_times,
 )
-from edgellama.plan.exact import quickest_ring
+from edgellama.plan.exact import Effort, quickest_ring
 from edgellama.plan.left_out import reasons
 from edgellama.plan.ram import Requirements, Unplaceable, place, stage_bytes
 from edgellama.plan.search import likely_ring
@@ -147,6 +148,49 @@ def test_no_ring_is_better(seed: int) -> None:
             assert predict(costs, found.stages) == found.prediction
 
 
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("effort", [0, 100, 400])
+def test_a_search_that_ends_early_claims_no_more_than_it_knows(
+    seed: int, effort: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_speed, "EFFORT_MAX", effort)
+    chance = random.Random(9000 + seed)
+    facts = random_facts(chance, chance.randint(2, 5), chance.randint(2, 6))
+    costs = Costs(*facts)
+    rings = list(every_ring(costs))
+    for goal in (CHAT, BATCH):
+        found = place_by_speed(costs, goal)
+        if found is None:
+            continue
+        ends = [t.token if goal == CHAT else t.interval(costs.sessions) for _, t in rings]
+        assert found.bound_ns <= min(ends) <= found.prediction.objective_ns(goal)
+        order = tuple(costs.index(stage.node) for stage in found.stages)
+        assert fits(costs, Ring(order, tuple(stage.span.past for stage in found.stages)))
+        chance.shuffle(facts[1])
+        assert place_by_speed(Costs(*facts), goal) == found  # on every machine the same
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dozen_devices_with_many_layers_and_answers_are_looked_at_for_so_long(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    take = Effort.take
+
+    def counted(effort: Effort, times: int) -> bool:
+        if effort._left < NEVER // 2:
+            looked_at.append(times)
+        return take(effort, times)
+
+    monkeypatch.setattr(Effort, "take", counted)
+    model, devices, measured, requirements = home_network(random.Random(seed), 12, 70)
+    requirements = replace(requirements, sessions_max=8)
+    devices = [replace(each, ram_bytes=4 * each.ram_bytes) for each in devices]
+    assert place_by_speed(Costs(model, devices, measured, requirements), BATCH) is not None
+    largest_level = 462 * 11 * 71  # of sets of five or six of eleven devices
+    assert sum(looked_at) <= by_speed.EFFORT_MAX + largest_level
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_the_bounds_are_bounds(seed: int) -> None:
     chance = random.Random(1000 + seed)
@@ -156,6 +200,10 @@ def test_the_bounds_are_bounds(seed: int) -> None:
     for _, times in every_ring(costs):
         assert token <= times.token
         assert outlook.least_interval_ns(token) <= times.interval(costs.sessions)
+        assert least_busy_ns(costs, -1, times.busiest) <= times.busiest
+    busiest = min((times.busiest for _, times in every_ring(costs)), default=None)
+    if busiest is not None:
+        assert least_busy_ns(costs, -1, 2 * busiest) <= busiest
 
 
 @pytest.mark.parametrize("seed", range(30))
