@@ -20,11 +20,11 @@ from edgellama.cli.options import (
     kv,
     model_file,
     note,
-    peer_addresses,
     peers,
     threads,
     transport,
 )
+from edgellama.cli.reaching import way_to_mesh
 from edgellama.errors import MisuseError, NoMeshError
 
 if TYPE_CHECKING:
@@ -177,7 +177,6 @@ def open_asker(said: Answering) -> Iterator[Asker]:
     and nothing was said of one, the demo model answers.
     """
     from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import device_asker, mesh_asker
 
     paths = StatePaths.locate()
@@ -186,14 +185,12 @@ def open_asker(said: Answering) -> Iterator[Asker]:
             model = model_file(said.model)
             yield stack.enter_context(device_asker(model, said.local, paths, note))
             return
-        named = peer_addresses(said.peers)
-        access = access_to_ask(said.choice, paths, named)
+        way = way_to_mesh(said.peers, said.choice)
         asker: Asker
         try:
-            ways = (*access.friends, *named)
-            asker = stack.enter_context(mesh_asker(ways, access.key, paths, said.transport))
+            asker = stack.enter_context(mesh_asker(*way, said.transport))
         except NoMeshError as error:
-            if said.peers or access.key:
+            if said.peers or way.key:
                 raise
             note(str(error))
             from edgellama.demo import demo_model_path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import key_choice, peer_addresses
+from edgellama.cli.options import key_choice
+from edgellama.cli.reaching import way_to_mesh
 
 if TYPE_CHECKING:
     from edgellama.node.mesh_benchmark import MeshBench
@@ -19,14 +20,11 @@ def bench_mesh(
 ) -> None:
     """Measure the mesh and print what it does."""
     from edgellama.cli.progress import progress_bar
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.mesh_benchmark import benchmark_mesh
 
-    paths, named = StatePaths.locate(), peer_addresses(peers)
-    access = access_to_ask(key_choice(key), paths, named)
+    way = way_to_mesh(peers, key_choice(key))
     with progress_bar("tokens") as progress:
-        bench = benchmark_mesh(named, access.key, paths, sessions, tokens, progress)
+        bench = benchmark_mesh(*way, sessions, tokens, progress)
     if as_json:
         click.echo(json_module.dumps(bench_object(bench)))
         return

@@ -18,15 +18,16 @@ from edgellama.cli.options import (
     kv,
     model_file,
     note,
-    peer_addresses,
     peers,
     threads,
+    transport,
 )
+from edgellama.cli.reaching import way_to_mesh
 from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
+    from edgellama.cli.reaching import Way
     from edgellama.model.perplexity import Perplexity
-    from edgellama.node.admission import KeyChoice
 
 
 @click.command(name="perplexity", short_help="Measure how well a model foretells a text.")
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @threads
 @backend
 @peers
+@transport
 @key
 @code
 @as_json
@@ -54,6 +56,7 @@ def command(
     threads: int | None,
     backend: str,
     peers: tuple[str, ...],
+    transport: str,
     key: str | None,
     code: str | None,
     as_json: bool,
@@ -71,7 +74,8 @@ def command(
     elif kv_kind or threads or backend != "auto":
         raise MisuseError("--kv, --threads and --backend go with --model, or with edgellama join")
     else:
-        result = _over_the_mesh(content, context, chunks, peers, key_choice(key, code))
+        way = way_to_mesh(peers, key_choice(key, code))
+        result = _over_the_mesh(content, context, chunks, way, transport)
     if as_json:
         click.echo(json_module.dumps({**asdict(result), "chunks": len(result.nll_chunks)}))
         return
@@ -107,18 +111,14 @@ def _on_this_device(
 
 
 def _over_the_mesh(
-    text: str, context: int | None, chunks: int | None, peers: tuple[str, ...], choice: KeyChoice
+    text: str, context: int | None, chunks: int | None, way: Way, transport: str
 ) -> Perplexity:
     from edgellama.cli.progress import progress_bar
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import mesh_asker
     from edgellama.node.mesh_scoring import perplexity_of_mesh
 
-    paths, named = StatePaths.locate(), peer_addresses(peers)
-    access = access_to_ask(choice, paths, named)
     with (
-        mesh_asker((*access.friends, *named), access.key, paths) as asker,
+        mesh_asker(*way, transport) as asker,
         progress_bar("chunks") as progress,
     ):
         return perplexity_of_mesh(asker, text, context, chunks, progress, note)

@@ -17,6 +17,7 @@ from edgellama.cli.options import (
     size_in_bytes,
     split,
     split_choice,
+    transport,
 )
 from edgellama.cli.status import facts_of_mesh
 from edgellama.errors import MisuseError, NoMeshError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgellama.plan.ram import Requirements
     from edgellama.plan.report import PlanFacts, PlanReport
     from edgellama.values import ModelFacts
+    from edgellama.wire.measurement_messages import FactsReply
 
 
 @click.command(name="plan", short_help="Print how a model would be split.")
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 @click.option("--sessions", type=click.IntRange(1, 64), help="Answers made at the same time.")
 @kv
 @peers
+@transport
 @key
 @as_json
 def command(
@@ -66,6 +69,7 @@ def command(
     sessions: int | None,
     kv_kind: str | None,
     peers: tuple[str, ...],
+    transport: str,
     key: str | None,
     as_json: bool,
 ) -> None:
@@ -84,7 +88,7 @@ def command(
     elif given := next((option for option, text in measured.items() if text is not None), None):
         raise MisuseError(f"{given} goes with --ram: the mesh measures by itself")
     else:
-        facts = _facts_of_mesh(stated, peers, key)
+        facts = _facts_of_mesh(stated, facts_of_mesh(peers, key, transport))
     requirements = _requirements(facts, context, sessions, kv_kind)
     facts = replace(facts, requirements=requirements, split=wanted or facts.split)
     report = plan_report(facts)
@@ -136,13 +140,12 @@ def _stated_facts(model: ModelFacts | None, ram: str, measured: dict[str, str | 
     return PlanFacts(model, tuple(devices), tuple(links), usual, RAM)
 
 
-def _facts_of_mesh(model: ModelFacts | None, peers: tuple[str, ...], key: str | None) -> PlanFacts:
+def _facts_of_mesh(model: ModelFacts | None, reply: FactsReply) -> PlanFacts:
     from edgellama.mesh.planning import CONTEXT_DEFAULT
     from edgellama.node.member import SESSIONS_MAX
     from edgellama.plan.ram import Requirements
     from edgellama.plan.report import PlanFacts
 
-    reply = facts_of_mesh(peers, key)
     if model is not None:
         usual = Requirements(min(model.context_max, CONTEXT_DEFAULT), SESSIONS_MAX, reply.kv_kind)
         return PlanFacts(model, reply.devices, reply.links, usual, reply.split)

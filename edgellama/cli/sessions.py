@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellama.cli.options import as_json, key, key_choice, note, peer_addresses, peers
+from edgellama.cli.options import as_json, key, key_choice, note, peers
+from edgellama.cli.reaching import way_to_mesh
 from edgellama.errors import MisuseError, NoMeshError
 
 if TYPE_CHECKING:
@@ -68,21 +69,18 @@ def remove(context: click.Context, name: str) -> None:
 @contextmanager
 def _shelf(peers: tuple[str, ...], key: str | None) -> Iterator[SessionShelf]:
     """Open the sessions of this device and of its mesh; without a mesh those of this device."""
-    from edgellama.net.paths import StatePaths
     from edgellama.net.session_files import SessionFiles
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import mesh_asker
     from edgellama.node.session_shelf import Elsewhere, Nowhere, SessionShelf
 
-    paths, named = StatePaths.locate(), peer_addresses(peers)
-    access = access_to_ask(key_choice(key), paths, named)
+    way = way_to_mesh(peers, key_choice(key))
     elsewhere: Elsewhere = Nowhere()
     with ExitStack() as stack:
         try:
-            asker = mesh_asker((*access.friends, *named), access.key, paths)
+            asker = mesh_asker(*way)
             elsewhere = stack.enter_context(asker)
         except NoMeshError as error:
             if peers:
                 raise
             note(f"{error}: this is about this device alone")
-        yield SessionShelf(SessionFiles(paths.sessions), elsewhere)
+        yield SessionShelf(SessionFiles(way.paths.sessions), elsewhere)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import as_json, key, key_choice, peer_addresses, peers, transport
+from edgellama.cli.options import as_json, key, key_choice, peers, transport
+from edgellama.cli.reaching import way_to_mesh
 from edgellama.values import WIRE_F16
 
 if TYPE_CHECKING:
@@ -34,24 +35,16 @@ def command(peers: tuple[str, ...], transport: str, key: str | None, as_json: bo
 
 def mesh_status(peers: tuple[str, ...], key: str | None, transport: str = "auto") -> StatusReply:
     """Ask a device of this device's mesh how it stands."""
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_for_status
 
-    paths, named = StatePaths.locate(), peer_addresses(peers)
-    access = access_to_ask(key_choice(key), paths, named)
-    return ask_for_status(named, access.key, paths, transport)
+    return ask_for_status(*way_to_mesh(peers, key_choice(key)), transport)
 
 
 def facts_of_mesh(peers: tuple[str, ...], key: str | None, transport: str = "auto") -> FactsReply:
     """Ask a device of this device's mesh for all that it makes plans of."""
-    from edgellama.net.paths import StatePaths
-    from edgellama.node.admission import access_to_ask
     from edgellama.node.asking import ask_for_facts
 
-    paths, named = StatePaths.locate(), peer_addresses(peers)
-    access = access_to_ask(key_choice(key), paths, named)
-    return ask_for_facts(named, access.key, paths, transport)
+    return ask_for_facts(*way_to_mesh(peers, key_choice(key)), transport)
 
 
 def status_object(status: StatusReply) -> dict[str, Any]:

@@ -125,6 +125,14 @@ def test_a_device_behind_a_tunnel_takes_its_part_and_its_weights(
             assert f"(127.0.0.1:{tunnel.port})" in far.said()  # from there its weights came
             guest = Host(network.add_host(), tmp_path / "guest")
             assert guest.run("status", *by_tunnel, "--json").json["ready"]
+            plan = guest.run("plan", *by_tunnel, "--json").json
+            assert [stage["name"] for stage in plan["stages"]] == ["laptop", "far"]
+            text = tmp_path / "text"
+            text.write_text("Once upon a time there was a little girl. " * 20)
+            scored = guest.run("perplexity", *by_tunnel, text, "--context", 64, "--json").json
+            assert scored["ppl"] > 1
+            refused = guest.run("plan", *by_tunnel[:2], "--transport", "udp")
+            refused.refuses(3, "no device of a mesh answered")
             refused = guest.run("ask", *by_tunnel[:2], "--transport", "udp", "x")
             refused.refuses(3, "no device of a mesh answered")
         finally:
