@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -25,10 +26,9 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from slow_switch import inside, run
 
 ENDS = Path(__file__).with_name("bench_link_ends.py")
 ASKER, ANSWERER = "10.98.0.1", "10.98.0.2"
@@ -36,11 +36,6 @@ BULK_BYTES = 4 << 20
 
 SIOCETHTOOL = 0x8946
 ETHTOOL_SETTERS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C, "tx checksum": 0x17}
-
-
-def run(command: str, text: str | None = None) -> None:
-    """Run one command without a shell."""
-    subprocess.run(command.split(), check=True, input=text, text=True)
 
 
 class Pair:
@@ -57,7 +52,7 @@ class Pair:
             run(f"ip -n {name} link set lo up")
             run(f"ip -n {name} link set eth0 up")
             if not offloads:
-                with self.inside(name):
+                with inside(name):
                     _switch_offloads_off("eth0")
             if rate_mbit:
                 # A queue of 1000 packets, as an access point may have: nothing is dropped for long.
@@ -72,19 +67,6 @@ class Pair:
     def __exit__(self, *_: object) -> None:
         for name in self.names:
             run(f"ip netns del {name}")
-
-    @contextlib.contextmanager
-    def inside(self, name: str) -> Iterator[None]:
-        """Be in a namespace for a while."""
-        own = os.open("/proc/self/ns/net", os.O_RDONLY)
-        other = os.open(f"/run/netns/{name}", os.O_RDONLY)
-        try:
-            _setns(other)
-            yield
-        finally:
-            _setns(own)
-            os.close(own)
-            os.close(other)
 
     def lose(self, percent: float) -> None:
         """Drop this share of the packets in each direction."""
@@ -115,7 +97,7 @@ class Pair:
         """Wait until the answering end has its socket."""
         table = "udp" if kind == "ours" else "tcp"
         wanted = f":{47_711:04X} "
-        with self.inside(self.names[1]):
+        with inside(self.names[1]):
             for _ in range(1000):
                 if wanted in Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii"):
                     return True
@@ -123,19 +105,10 @@ class Pair:
         raise SystemExit("the answering end did not start")
 
 
-def _setns(descriptor: int) -> None:
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
-
-
 def _switch_offloads_off(interface: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         for setter in ETHTOOL_SETTERS.values():
             value = bytearray(struct.pack("II", setter, 0))
-            import ctypes
-
             buffer = (ctypes.c_char * len(value)).from_buffer(value)
             request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(buffer))
             with contextlib.suppress(OSError):

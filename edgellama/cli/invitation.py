@@ -25,13 +25,16 @@ def invitation_text(code: str, address: Address, seconds: int, *, qr: bool) -> s
     return "\n".join([*lines, picture]) if picture else "\n".join(lines)
 
 
+def draws_blocks() -> bool:
+    """Whether stdout takes the half blocks of a QR; ask before anything stands in front of it."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
 def qr_text(content: str) -> str:
     """Return a QR code in half blocks; empty where it cannot be drawn."""
     try:
         import segno
     except ImportError:
-        return ""
-    if not (sys.stdout.encoding or "").lower().startswith("utf"):
         return ""
     drawn = io.StringIO()
     segno.make(content, error="l", micro=False).terminal(out=drawn, border=2, compact=True)

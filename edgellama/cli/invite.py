@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from edgellama.cli.invitation import invitation_text, join_command
+from edgellama.cli.invitation import draws_blocks, invitation_text, join_command
 from edgellama.cli.options import as_json, key, key_choice
 
 
@@ -36,5 +36,5 @@ def command(key: str | None, as_json: bool) -> None:
         command = join_command(reply.code, address)
         click.echo(json_module.dumps({**invitation, "command": command}))
         return
-    qr = sys.stdout.isatty()
+    qr = sys.stdout.isatty() and draws_blocks()
     click.echo(invitation_text(reply.code, address, reply.seconds, qr=qr))

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from edgellama.cli.invitation import invitation_text
+from edgellama.cli.invitation import draws_blocks, invitation_text
 from edgellama.cli.tables import status_table
 from edgellama.plan.sizes import format_size
 
@@ -84,6 +84,7 @@ class LiveView:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=LINES_SHOWN)
         self._progress = ""
+        self._draws_qr = draws_blocks()  # the live display, once started, hides what stdout is
         self._live = Live(Text("starting"), refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -99,7 +100,7 @@ class LiveView:
 
     def invite(self, code: JoinCode, address: Address, seconds: int) -> None:
         """Print an invitation with its QR above the table, where it stays."""
-        text = invitation_text(str(code), address, seconds, qr=True)
+        text = invitation_text(str(code), address, seconds, qr=self._draws_qr)
         self._live.console.print(Text(text), soft_wrap=True)
 
     def progress(self, doing: str, done_bytes: int, total_bytes: int) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LOOK_S: Final = 1.5  # mDNS answers within 0.2 s, at 20 % loss within 0.7 s
 LOOK_WITH_CODE_S: Final = 10.0  # an invitation opened a moment ago takes some seconds to be seen
 _POLL_S: Final = 0.05
+JOIN_CODE_QUESTION: Final = (
+    "Join code of the mesh here (edgellama invite shows one; Enter makes a new mesh)"
+)
 PROMPTS_MAX: Final = 3
 
 
@@ -80,17 +83,16 @@ def access_to_join(
         is_alone = not around.wait_for_mesh(LOOK_S)
     if is_alone and not named:
         return _made(paths)
+    question = JOIN_CODE_QUESTION
     for _ in range(PROMPTS_MAX):
-        typed = ask_person(
-            "Join code of the mesh here (edgellama invite shows one; Enter makes a new mesh)"
-        ).strip()
+        typed = ask_person(question).strip()
         if not typed:
             return _made(paths)
         try:
             return _joined_with(parse_code(typed), paths, named, mdns=mdns)
         except (MisuseError, NoMeshError) as error:
             last = error
-            ask_person = _saying(str(error), ask_person)
+            question = f"{error}\n{JOIN_CODE_QUESTION}"
     raise last
 
 
@@ -113,11 +115,6 @@ def access_to_ask(choice: KeyChoice, paths: StatePaths, named: Sequence[Address]
     if choice.code is not None:
         return _joined_with(parse_code(choice.code), paths, named, mdns=True)
     return Access(b"")
-
-
-def _saying(text: str, ask_person: Callable[[str], str]) -> Callable[[str], str]:
-    """Return ``ask_person`` with what went wrong the last time before the question."""
-    return lambda question: ask_person(f"{text}\n{question.split(chr(10))[-1]}")
 
 
 def _made(paths: StatePaths) -> Access:

@@ -92,7 +92,7 @@ def benchmark_mesh(
         status = askers[0].status()
         if not status.ready:
             raise NoMeshError(f"the mesh is not ready: {status.trouble or 'it is loading'}")
-        for _ in askers[0].answer(_ask(WARM_UP_TOKENS)):
+        for _ in askers[0].answer(benchmark_ask(WARM_UP_TOKENS)):
             pass
         survey = stack.enter_context(closing(Survey(mesh_key)))
         survey.start()
@@ -226,7 +226,7 @@ def _held_back_by(rows: Sequence[StageRow], answers: Answers) -> str:
 # --- asking ---------------------------------------------------------------------------------
 
 
-def _ask(tokens: int) -> Ask:
+def benchmark_ask(tokens: int) -> Ask:
     """Return a request that makes so many tokens whatever the model would say."""
     return Ask(
         request=secrets.randbits(64),
@@ -260,7 +260,7 @@ class _Asking(threading.Thread):
     def run(self) -> None:
         """Take the answer as it comes."""
         try:
-            for message in self._asker.answer(_ask(self._tokens), self._stop_event):
+            for message in self._asker.answer(benchmark_ask(self._tokens), self._stop_event):
                 if isinstance(message, Piece):
                     self.times.extend([time.monotonic()] * len(message.tokens))
                     self._made()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING
 
-from edgellama.cli.invitation import invitation_text, join_command, qr_text
+import pytest
+
+from edgellama.cli.invitation import draws_blocks, invitation_text, join_command, qr_text
+from edgellama.cli.view import LiveView
 from edgellama.values import Address
 from edgellama.wire.join_code import parse_code
 
-if TYPE_CHECKING:
-    import pytest
-
 HERE = Address("192.168.1.23", 7711)
+CODE = parse_code("7-amber-otter")
 COMMAND = "edgellama join --peer 192.168.1.23:7711 --code 7-amber-otter"
 
 
@@ -54,10 +54,24 @@ def test_the_qr_holds_the_command_to_the_last_module(monkeypatch: pytest.MonkeyP
     assert invitation_text("7-amber-otter", HERE, 300, qr=True).endswith("\n".join(drawn))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_live_display_of_join_shows_the_qr_too(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """While it runs it stands in for stdout, and knows no encoding."""
+    terminal = Terminal(encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with LiveView() as view:
+        view.invite(CODE, HERE, 300)
+    assert COMMAND in terminal.getvalue()
+    assert (qr_text(COMMAND) in terminal.getvalue()) == (encoding == "utf-8")
+
+
 def test_no_qr_where_it_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal("ascii"))
-    assert qr_text(COMMAND) == ""
+    assert not draws_blocks()
     monkeypatch.setattr(sys, "stdout", Terminal("utf-8"))
+    assert draws_blocks()
     monkeypatch.setitem(sys.modules, "segno", None)
     assert qr_text(COMMAND) == ""
     assert "\n\n" not in invitation_text("7-amber-otter", HERE, 300, qr=True)

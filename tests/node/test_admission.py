@@ -13,7 +13,13 @@ from edgellama.net.pairing import Welcome, admit_device
 from edgellama.net.paths import StatePaths
 from edgellama.net.peers import RememberedPeers
 from edgellama.net.transfer_server import WeightServer
-from edgellama.node.admission import Access, KeyChoice, access_to_ask, access_to_join
+from edgellama.node.admission import (
+    JOIN_CODE_QUESTION,
+    Access,
+    KeyChoice,
+    access_to_ask,
+    access_to_join,
+)
 from edgellama.values import Address
 
 if TYPE_CHECKING:
@@ -122,6 +128,25 @@ def test_a_wrong_code_can_be_typed_again_and_three_end_it(
         join(KeyChoice(), paths, [address], answers=[wrong] * 3)
     assert not invitations.is_open()
     assert not paths.mesh_key.exists()
+
+
+def test_each_question_says_what_was_wrong_with_the_last_answer(
+    paths: StatePaths, door: tuple[Invitations, Address]
+) -> None:
+    invitations, address = door
+    code = invitations.open()
+    replies = iter(["nonsense", f"{code.slot}-zebra-zephyr", str(code)])
+    questions: list[list[str]] = []
+
+    def ask(question: str) -> str:
+        questions.append(question.splitlines())
+        return next(replies)
+
+    access_to_join(KeyChoice(), paths, [address], ask, mdns=False)
+    (plain,), (first, again), (second, once_more) = questions
+    assert plain == again == once_more == JOIN_CODE_QUESTION
+    assert "nonsense" in first
+    assert "zebra" in second
 
 
 def test_an_empty_answer_makes_a_new_mesh(
