@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
+import pytest
+
 from edgellama.plan.choice import Choice, choose
+from edgellama.plan.costs import Costs
 from edgellama.plan.ram import Requirements, Unplaceable, place
+from edgellama.plan.speed import place_by_speed, predict
 from edgellama.values import (
+    BATCH,
     CHAT,
     RAM,
     DeviceFacts,
@@ -23,8 +31,8 @@ A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 LINKS = [LinkFacts(A, B, 1000, 1 << 40), LinkFacts(A, C, 1000, 1 << 40), LinkFacts(B, C, 1000)]
 
 
-def device(node: str, layers: int, ms: int | None) -> DeviceFacts:
-    speed = DeviceSpeed(ms * 10**6, 0, 0) if ms else None
+def device(node: str, layers: int, ms: float | None) -> DeviceFacts:
+    speed = DeviceSpeed(round(ms * 10**6), 0, 0) if ms else None
     return DeviceFacts(node, node[:1], layers * MIB, speed)
 
 
@@ -126,3 +134,46 @@ def test_by_memory_a_loss_moves_the_least() -> None:
     devices = [device(A, 12, None), device(C, 12, None)]
     choice = choose(MODEL, devices, [], REQUIREMENTS, RAM, held)
     assert choice == Choice(stages((A, 6), (C, 6)), ())
+
+
+def some_mesh(chance: random.Random, count: int) -> list[DeviceFacts]:
+    return [
+        device(f"{number:032x}", chance.randint(2, 12), chance.choice((None, 1, 4, 10, 11, 30)))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("split", [CHAT, BATCH])
+@pytest.mark.parametrize("seed", range(60))
+def test_a_device_that_joins_never_makes_it_worse(seed: int, split: str) -> None:
+    chance = random.Random(seed)
+    devices = some_mesh(chance, chance.choice((2, 3, 4, 5, 14)))
+    links = [
+        LinkFacts(one.node, other.node, chance.randint(0, 40_000), chance.choice((0, 10**5, 10**7)))
+        for one, other in itertools.permutations(devices, 2)
+        if chance.random() < 0.8
+    ]
+    before = choose(MODEL, devices[:-1], links, REQUIREMENTS, split)
+    if isinstance(before, Unplaceable):
+        return
+    after = choose(MODEL, devices, links, REQUIREMENTS, split, before.stages)
+    assert isinstance(after, Choice)
+    if not any(each.speed for each in devices):
+        return  # by memory as long as nothing is measured
+    costs = Costs(MODEL, devices, links, REQUIREMENTS)
+    stays, goes = (predict(costs, each.stages).objective_ns(split) for each in (before, after))
+    if after.stages == before.stages:
+        best = place_by_speed(costs, split)
+        # Nothing was to be won that would be worth the loading.
+        assert best is None or best.prediction.objective_ns(split) >= 0.85 * stays
+    else:
+        assert goes < 0.85 * stays
+
+
+def test_a_mesh_that_changes_back_and_forth_a_little_stays_as_it_is() -> None:
+    held = stages((A, 6), (B, 6))
+    for ms in (10, 9, 11, 9.5, 10.5, 9):
+        devices = [device(A, 8, 10), device(B, 8, ms)]
+        choice = choose(MODEL, devices, LINKS, REQUIREMENTS, CHAT, held)
+        assert isinstance(choice, Choice)
+        assert choice.stages == held
