@@ -8,12 +8,12 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from driven_peer import HOST, PATIENCE_S, A, B, DrivenPeer
 
 from edgellama.link.endpoint import (
     Connected,
     DialFailed,
     Disconnected,
-    Event,
     Identity,
     MessageReceived,
     Priority,
@@ -28,17 +28,13 @@ from edgellama.wire.stream import STREAM_GREETING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-A, B = "a" * 32, "b" * 32
-HOST = "127.0.0.1"
-PATIENCE_S = 60.0
 
-
-class Peer:
-    """A node's links with its driver on a thread of its own, and a server beside it."""
+class Peer(DrivenPeer):
+    """A node's links, and a server beside them that hands over what comes by TCP."""
 
     def __init__(self, node: str, transport: str = "tcp", key: bytes = b"k") -> None:
+        super().__init__(UdpSocket(HOST, 0))
         self.node = node
-        self.socket = UdpSocket(HOST, 0)
         self.links, self.sockets, self.driver = linking(
             Identity(node, 1), key, self.socket, self, transport
         )
@@ -46,31 +42,10 @@ class Peer:
             HOST, self.socket.address.port, key, lambda _: None, link=self._take_over
         )
         self.address = Address(HOST, self.server.port)
-        self.events: list[Event] = []
-        self.changed = threading.Condition()
-        self.failure: BaseException | None = None
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
+        self.start()
 
     def _take_over(self, connection: socket.socket) -> None:
         self.driver.post(lambda now: self.sockets.accept(connection, now))
-
-    def _run(self) -> None:
-        try:
-            self.driver.run()
-        except BaseException as failure:
-            self.failure = failure
-
-    def handle_event(self, event: Event, now: float) -> None:
-        with self.changed:
-            self.events.append(event)
-            self.changed.notify_all()
-
-    def next_timer(self) -> float | None:
-        return None
-
-    def handle_timer(self, now: float) -> None:
-        raise AssertionError
 
     def dial(self, address: Address) -> None:
         self.driver.post(lambda now: self.links.dial(address, now))
@@ -78,20 +53,12 @@ class Peer:
     def say(self, node: str, message: bytes, priority: Priority = Priority.DECODE) -> None:
         self.driver.post(lambda now: self.links.send(node, message, priority, now))
 
-    def wait_for(self, count: int) -> list[Event]:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.events) >= count, PATIENCE_S)
-            return list(self.events)
-
     def messages(self) -> list[bytes]:
         return [event.message for event in self.events if isinstance(event, MessageReceived)]
 
     def end(self) -> None:
-        self.driver.stop()
-        self.thread.join(PATIENCE_S)
+        super().end()
         self.server.close()
-        self.socket.close()
-        assert not self.thread.is_alive()
         assert self.failure is None
 
 

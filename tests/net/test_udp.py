@@ -8,11 +8,11 @@ import random
 import selectors
 import socket
 import sys
-import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
+from driven_peer import HOST, PATIENCE_S, A, B, DrivenPeer
 
 from edgellama.errors import NetworkError
 from edgellama.link.endpoint import (
@@ -32,10 +32,6 @@ from edgellama.values import Address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-A, B = "a" * 32, "b" * 32
-HOST = "127.0.0.1"
-PATIENCE_S = 60.0
-
 
 class Broken(UdpSocket):
     """A socket whose sending fails as a dice or a list says."""
@@ -52,50 +48,16 @@ class Broken(UdpSocket):
         return super().send(data, address)
 
 
-class Peer:
-    """A driver on a thread of its own, and a handler that answers as it is told."""
+class Peer(DrivenPeer):
+    """An endpoint of its own on a socket that is given."""
 
     def __init__(self, node: str, udp_socket: UdpSocket) -> None:
-        self.socket = udp_socket
+        super().__init__(udp_socket)
         dice = random.Random(node)
         identity = Identity(node, 1)
         self.endpoint = Endpoint(identity, b"k", udp_socket.window_packets, dice.randbytes)
         self.driver = UdpDriver(self.endpoint, udp_socket, self)
-        self.events: list[Event] = []
-        self.changed = threading.Condition()
-        self.failure: BaseException | None = None
-        self.on_event: Callable[[Event, float], None] = lambda event, now: None
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.driver.run()
-        except BaseException as failure:
-            self.failure = failure
-
-    def handle_event(self, event: Event, now: float) -> None:
-        self.on_event(event, now)
-        with self.changed:
-            self.events.append(event)
-            self.changed.notify_all()
-
-    def next_timer(self) -> float | None:
-        return None
-
-    def handle_timer(self, now: float) -> None:
-        raise AssertionError
-
-    def wait_for(self, count: int) -> list[Event]:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.events) >= count, PATIENCE_S)
-            return list(self.events)
-
-    def end(self) -> None:
-        self.driver.stop()
-        self.thread.join(PATIENCE_S)
-        self.socket.close()
-        assert not self.thread.is_alive()
+        self.start()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from edgellama.link.endpoint import Connected, Endpoint, Identity, Priority
-from edgellama.testing.fuzzing.feed import Feed
+from edgellama.testing.fuzzing.turns import fall_silent, play, wait
 from edgellama.testing.fuzzing.wire import frame_seeds
 from edgellama.values import Address
 from edgellama.wire.datagram import (
@@ -26,13 +26,13 @@ from edgellama.wire.sealing import LINK_PROLOGUE, Seal, mesh_psk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgellama.testing.fuzzing.feed import Feed
+
 KEY: Final = b"k"
 VICTIM, PEER = "a" * 32, "b" * 32
 HERE, THERE = Address("10.0.0.1", 7711), Address("10.0.0.2", 7711)
 WINDOW_PACKETS: Final = 64
-TURNS_MAX: Final = 48
 ROUNDS_MAX: Final = 400  # of sending, after which it would never end
-SILENCE_S_MAX: Final = 60.0
 
 
 class _HostileLink:
@@ -86,28 +86,12 @@ class _HostileLink:
                 return
         raise AssertionError("it sends without end")
 
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        timer = self.victim.next_timer()
-        if timer is not None and timer <= self.now:
-            self.victim.handle_timer(self.now)
-
 
 def link(data: bytes) -> None:
     """Let a peer with the key, and others, do what the bytes say; at the end it is silent."""
-    hostile, feed = _HostileLink(), Feed(data)
-    for _ in range(TURNS_MAX):
-        if not feed:
-            break
-        _turn(hostile, feed)
-        hostile.settle()
-    deadline = hostile.now + SILENCE_S_MAX
-    while hostile.victim.peers():
-        timer = hostile.victim.next_timer()
-        assert timer is not None
-        assert timer <= deadline, "a silent peer stays for ever"
-        hostile.wait(max(timer - hostile.now, 0.0))
-        hostile.settle()
+    hostile = _HostileLink()
+    play(hostile, data, _turn)
+    fall_silent(hostile, lambda: not hostile.victim.peers())
 
 
 def _turn(hostile: _HostileLink, feed: Feed) -> None:
@@ -124,7 +108,7 @@ def _turn(hostile: _HostileLink, feed: Feed) -> None:
         case 4:
             hostile.ask(feed.piece(), feed.number(2))
         case 5:
-            hostile.wait(feed.number(1) / 50)
+            wait(hostile, feed.number(1) / 50)
         case 6:
             message, priority = bytes(feed.number(2)), Priority(feed.number(1) % 4)
             if PEER in hostile.victim.peers():

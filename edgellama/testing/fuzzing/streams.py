@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from edgellama.errors import WireError
 from edgellama.link.endpoint import Connected, Identity, MessageReceived, Priority
 from edgellama.link.streams import CloseStream, OpenStream, Streams
-from edgellama.testing.fuzzing.feed import Feed
-from edgellama.testing.fuzzing.link import KEY, PEER, SILENCE_S_MAX, THERE, TURNS_MAX, VICTIM
+from edgellama.testing.fuzzing.link import KEY, PEER, THERE, VICTIM
+from edgellama.testing.fuzzing.turns import fall_silent, play, wait
 from edgellama.wire.datagram import DatagramType, Handshake, pack_handshake
 from edgellama.wire.frames import MESSAGE_BYTES_MAX
 from edgellama.wire.noise import Opening
@@ -34,6 +34,8 @@ from edgellama.wire.stream import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from edgellama.testing.fuzzing.feed import Feed
 
 RECORDS_MAX: Final = 500  # given out at once, after which it would never end
 
@@ -113,26 +115,12 @@ class _HostileStream:
             if isinstance(wish, CloseStream):
                 self.open.discard(wish.stream)
 
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        timer = self.victim.next_timer()
-        if timer is not None and timer <= self.now:
-            self.victim.handle_timer(self.now)
-
 
 def streams(data: bytes) -> None:
     """Let a peer with the key, and others, do what the bytes say; at the end it is silent."""
-    hostile, feed = _HostileStream(), Feed(data)
-    for _ in range(TURNS_MAX):
-        if not feed:
-            break
-        _turn(hostile, feed)
-        hostile.settle()
-    deadline = hostile.now + SILENCE_S_MAX
-    while (timer := hostile.victim.next_timer()) is not None:
-        assert timer <= deadline, "a silent peer stays for ever"
-        hostile.wait(max(timer - hostile.now, 0.0))
-        hostile.settle()
+    hostile = _HostileStream()
+    play(hostile, data, _turn)
+    fall_silent(hostile, lambda: hostile.victim.next_timer() is None)
     assert not hostile.open
 
 
@@ -147,7 +135,7 @@ def _turn(hostile: _HostileStream, feed: Feed) -> None:
         case 3:
             hostile.ask(feed.piece(), feed.number(2))
         case 4:
-            hostile.wait(feed.number(1) / 50)
+            wait(hostile, feed.number(1) / 50)
         case 5:
             message, priority = bytes(feed.number(2)), Priority(feed.number(1) % 4)
             if hostile.victim.is_connected(PEER):
