@@ -11,11 +11,16 @@ import pytest
 from edgellama.mesh.effects import Run, StageJob
 from edgellama.mesh.gateway import Gateway
 from edgellama.mesh.home import Home
+from edgellama.mesh.kept_rows import KeptRows
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.ordering import AnswerOrder
 from edgellama.mesh.planning import Planning
+from edgellama.mesh.refill import Refill
 from edgellama.mesh.stage_role import StageRole
+from edgellama.node.epoch_stage import EpochStage
+from edgellama.node.kept_caches import KeptCaches, LayerCache
 from edgellama.testing.cluster_scenario import ScenarioError, run_cluster_scenario
+from edgellama.values import Span
 
 if TYPE_CHECKING:
     from edgellama_kernels import HiddenRows
@@ -32,7 +37,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def a_repeated_step_is_computed_again(patch: pytest.MonkeyPatch) -> None:
     right = StageRole._take
 
-    def wrong(self: StageRole, node: NodeId, plan: Plan, step: Step) -> None:
+    def wrong(self: StageRole, plan: Plan, step: Step) -> None:
         session = self._session(step.session)
         if session is not None and step.position < session.length:
             session.jobs[step.position] = step
@@ -40,7 +45,7 @@ def a_repeated_step_is_computed_again(patch: pytest.MonkeyPatch) -> None:
             job = StageJob(step.epoch, step.session, step.position, hidden=hidden)
             self._outbox.put(Run(job))
         else:
-            right(self, node, plan, step)
+            right(self, plan, step)
 
     patch.setattr(StageRole, "_take", wrong)
 
@@ -58,10 +63,10 @@ def a_stage_is_skipped(patch: pytest.MonkeyPatch) -> None:
 def an_early_step_is_dropped(patch: pytest.MonkeyPatch) -> None:
     right = StageRole._take
 
-    def wrong(self: StageRole, node: NodeId, plan: Plan, step: Step) -> None:
+    def wrong(self: StageRole, plan: Plan, step: Step) -> None:
         session = self._session(step.session)
         if session is None or step.position <= session.length:
-            right(self, node, plan, step)
+            right(self, plan, step)
 
     patch.setattr(StageRole, "_take", wrong)
 
@@ -157,6 +162,78 @@ def the_penalty_looks_one_token_too_far_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Home, "_make_token", wrong)
 
 
+def a_step_is_applied_twice(patch: pytest.MonkeyPatch) -> None:
+    right = EpochStage.forward
+
+    def wrong(
+        self: EpochStage, session: int, hidden: HiddenRows, position: int, kept: KeptCaches
+    ) -> HiddenRows:
+        rows = right(self, session, hidden, position, kept)
+        if position % 8 != 5:
+            return rows
+        answer = self._answers[session]
+        past = position + len(rows.exponents)
+        again = self._compute(session, answer, self._span, hidden, past)
+        for layer in answer.layers:
+            layer.length = past
+        return again
+
+    patch.setattr(EpochStage, "forward", wrong)
+
+
+def a_layer_is_skipped_when_a_cache_is_filled(patch: pytest.MonkeyPatch) -> None:
+    right = EpochStage.fill
+
+    def wrong(
+        self: EpochStage, session: int, span: Span, hidden: HiddenRows, position: int
+    ) -> HiddenRows:
+        rows = right(self, session, span, hidden, position)
+        if span.layers < 2:
+            return rows
+        # The first layer is passed over, and holds what it should for all that.
+        return right(self, session, Span(span.first + 1, span.past), hidden, position)
+
+    patch.setattr(EpochStage, "fill", wrong)
+
+
+def a_kept_row_of_the_position_before_is_given(patch: pytest.MonkeyPatch) -> None:
+    right = KeptRows.get
+
+    def wrong(self: KeptRows, key: int, layer: int, position: int, past: int) -> HiddenRows | None:
+        earlier = right(self, key, layer, position - 1, past - 1) if position else None
+        return earlier or right(self, key, layer, position, past)
+
+    patch.setattr(KeptRows, "get", wrong)
+
+
+def kept_rows_go_into_any_layer(patch: pytest.MonkeyPatch) -> None:
+    def wrong(self: KeptRows, key: int, layers: range) -> None:
+        """Rows of boundaries that are no more stay, and are taken for those of this one."""
+        for each in [each for each in self._series if each[0] == key and each[1] not in layers]:
+            self._series.setdefault((key, layers[0]), self._series.pop(each))
+
+    patch.setattr(KeptRows, "forget_other", wrong)
+
+
+def a_cache_kept_of_another_answer_serves(patch: pytest.MonkeyPatch) -> None:
+    right = KeptCaches.take
+
+    def wrong(self: KeptCaches, key: int, plan: Plan, span: Span) -> dict[int, LayerCache]:
+        answers = self.answers()
+        return right(self, key if key in answers or not answers else answers[-1], plan, span)
+
+    patch.setattr(KeptCaches, "take", wrong)
+
+
+def a_position_is_passed_over_when_a_cache_is_filled(patch: pytest.MonkeyPatch) -> None:
+    right = Refill.filled
+
+    def wrong(self: Refill, span: Span, past: int) -> None:
+        right(self, span, past + 1)
+
+    patch.setattr(Refill, "filled", wrong)
+
+
 # With the seed that found it when this was written: tried first, to be quick.
 BUGS: list[tuple[Plant, int]] = [
     (a_repeated_step_is_computed_again, 5),
@@ -173,6 +250,12 @@ BUGS: list[tuple[Plant, int]] = [
     (nobody_refutes_its_own_death, 2),
     (a_plan_does_not_know_lives, 8),
     (the_penalty_looks_one_token_too_far_back, 2),
+    (a_step_is_applied_twice, 0),
+    (a_layer_is_skipped_when_a_cache_is_filled, 3),
+    (a_kept_row_of_the_position_before_is_given, 3),
+    (kept_rows_go_into_any_layer, 5),
+    (a_cache_kept_of_another_answer_serves, 5),
+    (a_position_is_passed_over_when_a_cache_is_filled, 3),
 ]
 
 
