@@ -75,16 +75,17 @@ class Host:
         plain = {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "TERM": "dumb"}
         return {**os.environ, **plain, **own, **(changes or {})}
 
-    def _command(self, arguments: Sequence[object]) -> list[str]:
+    def command(self, arguments: Sequence[object], program: Sequence[str] = COMMAND) -> list[str]:
+        """Return the words that run a program at this host's place, within its limit."""
         limit = self.memory.entry if self.memory else ()
-        return [*limit, *self.place.entry, *COMMAND, *map(str, arguments)]
+        return [*limit, *self.place.entry, *program, *map(str, arguments)]
 
     def run(
         self, *arguments: object, stdin: str = "", environment: Mapping[str, str] | None = None
     ) -> Outcome:
         """Run a command to its end; a traceback is a failure whatever the test looks for."""
         done = subprocess.run(
-            self._command(arguments),
+            self.command(arguments),
             input=stdin,
             capture_output=True,
             text=True,
@@ -104,7 +105,7 @@ class Host:
     def begin(self, *arguments: object) -> subprocess.Popen[str]:
         """Start a command and return it while it runs; its stdout comes as it is written."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        command = self._command(arguments)
+        command = self.command(arguments)
         return subprocess.Popen(command, text=True, env=self.environment(), **streams)
 
     def join(
@@ -121,7 +122,7 @@ class Host:
             self.log("stderr").open("wb") as stderr,
         ):
             self.joined = subprocess.Popen(
-                self._command(["join", *arguments]),
+                self.command(["join", *arguments]),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

@@ -115,6 +115,19 @@ class Bridge:
         """Undo ``drop_datagrams``."""
         run(f"ip netns exec {self._name(place)} nft delete table inet deaf")
 
+    def cut(self, place: Place) -> None:
+        """Let nothing in or out over a host's LAN, as behind a wall; nobody is told."""
+        rules = [
+            f'chain {hook} {{\n type filter hook {hook} priority 0\n {way} "{LAN}" drop\n }}\n'
+            for hook, way in (("input", "iifname"), ("output", "oifname"))
+        ]
+        table = f"table inet cut {{\n{''.join(rules)}}}\n"
+        run(f"ip netns exec {self._name(place)} nft -f -", input=table)
+
+    def mend(self, place: Place) -> None:
+        """Undo ``cut``."""
+        run(f"ip netns exec {self._name(place)} nft delete table inet cut")
+
     def _name(self, place: Place) -> str:
         return f"{self.name}-{place.address.rpartition('.')[2]}"
 

@@ -68,13 +68,13 @@ def test_a_slow_device_is_left_out_and_the_answer_stays(
 
 def test_plan_asks_the_mesh_what_it_has_measured_and_says_why(three: ThreeUnlike) -> None:
     settled(three)
-    for _ in range(20):  # what a plan is made of is measured anew all the time, by a busy machine
+    for _ in range(60):  # what a plan is made of is measured anew all the time, by a busy machine
         plan = three.guest.run("plan", *three.mesh.towards(), "--json").json
-        if any("left_out" in stage for stage in plan["stages"]):
+        by_name = {stage["name"]: stage for stage in plan["stages"]}
+        if "left_out" in by_name["slow"]:
             break
         time.sleep(1)
     assert plan["split"] == "chat"
-    by_name = {stage["name"]: stage for stage in plan["stages"]}
     assert "with it the ring would take" in by_name["slow"]["left_out"]
     taking_part = [stage for stage in plan["stages"] if "left_out" not in stage]
     assert all(stage["predicted_ms"] > 0 for stage in taking_part)
