@@ -27,17 +27,14 @@ from edgellama_kernels import (
     WeightKind,
     allocate_cache_layer,
     operations,
-    program,
 )
-from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.bandwidth import MemoryReader
 from edgellama_kernels.checked import score_scale
 from edgellama_kernels.compiled import CompiledKernels
 from edgellama_kernels.kinds import block_fields
 from edgellama_kernels.layout import row_bytes
 from edgellama_kernels.lowering import compiled_features
-from edgellama_kernels.matmul import matrix_operands
-from edgellama_kernels.row_sums import TOKENS_TILE
+from edgellama_kernels.operations import attention_scratch, matrix_operands
 from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
@@ -88,17 +85,17 @@ class Bench:
 
     def table(self, parts: Sequence[Operation]) -> Table:
         """Return a table whose operations do not depend on each other."""
-        rows = np.zeros((len(parts), program.COLUMNS), np.int64)
+        rows = np.zeros((len(parts), operations.COLUMNS), np.int64)
         for row, operation in zip(rows, parts, strict=True):
             row[0], row[2], row[3] = operation.code, operation.units, operation.units_per_token
-            for column, x in enumerate(operation.operands, program.OPERANDS):
+            for column, x in enumerate(operation.operands, operations.OPERANDS):
                 row[column] = address(x) if isinstance(x, np.ndarray) else x
         return Table(rows)
 
     def run(self, parts: Sequence[Operation], tokens: int, position: int = 0) -> Callable[[], None]:
         """Return what runs the operations once."""
         table = self.table(parts)
-        scratch = max(8 * TOKENS_TILE, scratch_numbers(position + tokens, WIDTH_MAX))
+        scratch = max(operations.SUMS_NUMBERS, attention_scratch(position + tokens, WIDTH_MAX))
         claims = tokens > 1  # as programs do
 
         def once() -> None:

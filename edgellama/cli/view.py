@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 LINES_SHOWN: Final = 5
 PROGRESS_STEPS: Final = 10  # plain lines a long job may print
+STARTING_REFRESH_S: Final = 0.1
+REFRESH_S: Final = 0.5
 QUIET_S: Final = 1.0  # what takes less is not worth a line
 
 
 class PlainView:
     """Prints a line for each thing that happens; for pipes, logs and dumb terminals."""
-
-    refresh_s: Final = 0.5
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,6 +38,11 @@ class PlainView:
         self._doing = ""
         self._step = 0
         self._quiet_until = 0.0
+
+    @property
+    def refresh_s(self) -> float:
+        """How long to wait before the next look: whoever waits for "ready" waits no longer."""
+        return STARTING_REFRESH_S if not self._headline else REFRESH_S
 
     def __enter__(self) -> Self:
         return self

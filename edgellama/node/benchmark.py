@@ -210,6 +210,7 @@ def _memory_reader(matrices: Sequence[Matrix], threads: int) -> MemoryReader | N
     """Return what reads these weights; None where nothing is compiled that could."""
     try:
         from edgellama_kernels.bandwidth import MemoryReader
+
+        return MemoryReader([matrix.buffer for matrix in matrices], threads)
     except (ImportError, OSError):
         return None
-    return MemoryReader([matrix.buffer for matrix in matrices], threads)

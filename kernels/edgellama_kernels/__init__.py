@@ -76,6 +76,9 @@ def load(
     if backend != "numpy":
         try:
             from edgellama_kernels.compiled import CompiledKernels
+            from edgellama_kernels.entries import entries
+
+            entries()
         except (ImportError, OSError) as error:  # OSError: llvmlite's library does not load
             if backend == "numba":
                 raise BackendUnavailable(f"the numba kernels cannot run here: {error}") from error

@@ -6,23 +6,15 @@ Numbers are int64 at an address that is a multiple of 8, and an index in numbers
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 
 from edgellama_kernels.lowering import I32, I64, Lowering, Value, call, pointer_to, word
+from edgellama_kernels.machine_code import GIVE_WAY, offer_give_way
 
 _BYTES = 8
 
-if sys.platform == "win32":
-    _give_way_function = ctypes.windll.kernel32.SwitchToThread
-else:
-    _give_way_function = ctypes.CDLL(None).sched_yield
-# Under a name of our own, so that kept binaries find it on every system.
-_GIVE_WAY = "edgellama_give_way"
-binding.add_symbol(_GIVE_WAY, ctypes.cast(_give_way_function, ctypes.c_void_p).value)
+offer_give_way()
 
 
 def _add(to: Lowering, address: Value, index: Value, amount: Value) -> Value:
@@ -48,7 +40,7 @@ def _pause(to: Lowering) -> None:
 
 
 def _give_way(to: Lowering) -> None:
-    call(to.builder, _GIVE_WAY, I32)
+    call(to.builder, GIVE_WAY, I32)
 
 
 add_atomic = word(types.int64, (types.intp, types.intp, types.int64), _add)

@@ -3,7 +3,7 @@
 The maximum comes first, over all keys, so that nothing is ever rescaled; values are added up in
 tiles of 64 absolute positions. Query rows that share a key head are worked on four at a time.
 All arguments are addresses and sizes; ``scratch`` is what
-``scratch_numbers`` says: four rows of scores, then of mixed values.
+``operations.attention_scratch`` says: four rows of scores, then of mixed values.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgellama_kernels.interface import (
 )
 from edgellama_kernels.jit import inlined, part
 from edgellama_kernels.lanes import FULL, LOWEST_SCORE, exp_of_scores, load_lanes, store_lanes
+from edgellama_kernels.operations import MIXED_AT_ONCE, ROWS_AT_ONCE
 from edgellama_kernels.reference import ONE
 from edgellama_kernels.vec import (
     broadcast_f32,
@@ -46,18 +47,10 @@ from edgellama_kernels.vec import (
     zeros_i32x8,
 )
 
-ROWS_AT_ONCE = 4
-MIXED_AT_ONCE = 32  # dimensions
 QUERY_LIMIT_BITS = np.int32((127 + 100) << 23)  # of 2^100
 TILE_CHUNKS = TILE_POSITIONS // LANE_POSITIONS
 TILE_GROUPS = TILE_POSITIONS // GROUP_POSITIONS
 BLOCK_QUADS = 8  # that a word multiplies at once
-
-
-def scratch_numbers(positions: int, width: int) -> int:
-    """Return how many float32 a thread needs beside it to attend to so many positions."""
-    tiles = positions // TILE_POSITIONS + 1
-    return ROWS_AT_ONCE * (tiles * TILE_POSITIONS + width + MIXED_AT_ONCE)
 
 
 @inlined

@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from edgellama_kernels.jit import kernel
+from edgellama_kernels.entries import entries
+from edgellama_kernels.operations import PREFETCH_BYTES
 from edgellama_kernels.team import address
-from edgellama_kernels.vec import PREFETCH_BYTES, load_i32x8, prefetch, sum_i32, zeros_i32x8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,31 +20,16 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES = (0, PREFETCH_BYTES)  # what is prefetched: on some machines nothing is faster
 TRIES = 3
-STEP_NUMBERS = 64  # eight vectors at a time: more loads in flight than any core can have
-
-
-@kernel
-def read_memory(start: int, numbers: int, ahead: int) -> int:
-    """Add up int32, so that the loads cannot be left out; prefetch ``ahead`` bytes unless 0."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zeros_i32x8()
-    for i in range(0, numbers - STEP_NUMBERS + 1, STEP_NUMBERS):
-        if ahead != 0:
-            for line in range(0, STEP_NUMBERS * 4, 64):
-                prefetch(start, i * 4 + line + ahead)
-        s0, s1 = s0 + load_i32x8(start, i), s1 + load_i32x8(start, i + 8)
-        s2, s3 = s2 + load_i32x8(start, i + 16), s3 + load_i32x8(start, i + 24)
-        s4, s5 = s4 + load_i32x8(start, i + 32), s5 + load_i32x8(start, i + 40)
-        s6, s7 = s6 + load_i32x8(start, i + 48), s7 + load_i32x8(start, i + 56)
-    return int(sum_i32(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))))
 
 
 class MemoryReader:
     """Reads buffers again and again on ``threads`` threads, each its equal part of each."""
 
     def __init__(self, buffers: Sequence[NDArray[Any]], threads: int) -> None:
+        self._read = entries().read_memory
+        self._read(0, 0, 0)  # compiled, or loaded, before anything is timed
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self._buffers, self._threads = list(buffers), threads
-        read_memory(0, 0, 0)  # compiled, or loaded, before anything is timed
         speeds = {ahead: max(self._pass(ahead) for _ in range(TRIES)) for ahead in AHEAD_BYTES}
         self._ahead = max(speeds, key=lambda ahead: speeds[ahead])
 
@@ -74,4 +59,4 @@ class MemoryReader:
         for buffer in self._buffers:
             numbers = buffer.nbytes // 4
             first, past = (numbers * (thread + n) // self._threads for n in (0, 1))
-            read_memory(address(buffer) + 4 * first, past - first, ahead)
+            self._read(address(buffer) + 4 * first, past - first, ahead)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellama_kernels import jit, operations, row_codec_compiled
-from edgellama_kernels.attention import scratch_numbers
+from edgellama_kernels import operations, row_codec_compiled
 from edgellama_kernels.checked import CheckedKernels
+from edgellama_kernels.entries import entries
 from edgellama_kernels.interface import (
     QUAD_NUMBERS,
     CacheKind,
@@ -21,11 +21,9 @@ from edgellama_kernels.interface import (
     quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
-from edgellama_kernels.matmul import expert_operands, matrix_operands
-from edgellama_kernels.program import COLUMNS, OPERANDS
+from edgellama_kernels.operations import COLUMNS, OPERANDS, expert_operands, matrix_operands
 from edgellama_kernels.recording import Recording
 from edgellama_kernels.reference import HALF_ROUNDS_TO_INFINITY, ReferenceKernels
-from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, address
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ class CompiledKernels(CheckedKernels):
 
     name = "numba"
     row_codec = row_codec_compiled.COMPILED
-    cache_note = jit.CACHE_NOTE
 
     def __init__(
         self,
@@ -56,6 +53,7 @@ class CompiledKernels(CheckedKernels):
         cpus: Collection[int] = (),
     ) -> None:
         self.threads = threads
+        self.cache_note = entries().note
         self._team = Team(threads, equal_cores, adapt, cpus)
 
     def record(
@@ -148,7 +146,7 @@ class CompiledKernels(CheckedKernels):
             y,
             matrix.groups,
         )
-        self._do(operation, tokens, matrix.buffer.size * tokens, TOKENS_TILE * _VECTOR)
+        self._do(operation, tokens, matrix.buffer.size * tokens, operations.SUMS_NUMBERS)
         return y
 
     def _route(self, logits: Float32, used: int) -> Routing:
@@ -237,7 +235,7 @@ class CompiledKernels(CheckedKernels):
         operation = operations.attend(
             rounded, _arrays(cache), y, heads, cache.kv_heads, width, cache.capacity, window
         )
-        scratch = scratch_numbers(position + tokens, width)
+        scratch = operations.attention_scratch(position + tokens, width)
         self._do(operation, tokens, queries.size * (position + tokens), scratch, position)
         return y
 

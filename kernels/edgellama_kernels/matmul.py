@@ -8,7 +8,7 @@ room for ``TOKENS_TILE`` sums of eight rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from edgellama_kernels.block_words import (
     whole_sum,
 )
 from edgellama_kernels.jit import inlined, part
-from edgellama_kernels.kinds import F16, F32, KIND_CODES, Q4_0, Q4_1, Q8_0
+from edgellama_kernels.kinds import F16, F32, Q4_0, Q4_1, Q8_0
 from edgellama_kernels.matmul_blocks import batch_blocks, decode_blocks
-from edgellama_kernels.row_sums import TOKENS_TILE, clear, finish, finish_tile
+from edgellama_kernels.operations import PREFETCH_BYTES, TOKENS_TILE
+from edgellama_kernels.row_sums import clear, finish, finish_tile
 from edgellama_kernels.vec import (
-    PREFETCH_BYTES,
     broadcast_f32,
     float_from_i32,
     load_bfloat_x8,
@@ -36,10 +36,6 @@ from edgellama_kernels.vec import (
     store_f32x8,
     zeros_f32x8,
 )
-
-if TYPE_CHECKING:
-    from edgellama_kernels.expert_layout import PackedExperts
-    from edgellama_kernels.layout import PackedMatrix
 
 NIBBLES_BYTES = 128  # a block of Q4_0 of eight rows, without scales
 BLOCK_BYTES = 256  # a block of Q8_0 of eight rows, without scales
@@ -187,17 +183,6 @@ def multiply_floats(
             finish(y, residual, at2 * rows + group * 8, left, total2)
             finish(y, residual, at3 * rows + group * 8, left, total3)
     return 0
-
-
-def matrix_operands(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:
-    """Return the first arguments of ``multiply``: what it has to know of a matrix."""
-    kind = KIND_CODES[matrix.kind]
-    return kind, matrix.address, matrix.scales_address, matrix.columns, matrix.rows
-
-
-def expert_operands(experts: PackedExperts) -> tuple[int, int, int, int, int, int]:
-    """Return the first arguments of ``multiply_experts``."""
-    return *matrix_operands(experts.first), experts.bytes_each
 
 
 @part

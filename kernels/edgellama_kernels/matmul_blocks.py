@@ -42,9 +42,9 @@ from edgellama_kernels.kinds import (
     WeightKind,
 )
 from edgellama_kernels.layout import record_bytes
-from edgellama_kernels.row_sums import TOKENS_TILE, clear, finish, finish_tile
+from edgellama_kernels.operations import PREFETCH_BYTES, TOKENS_TILE
+from edgellama_kernels.row_sums import clear, finish, finish_tile
 from edgellama_kernels.vec import (
-    PREFETCH_BYTES,
     broadcast_f32,
     float_from_i32,
     load_f32x8,

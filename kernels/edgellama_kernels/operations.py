@@ -6,12 +6,17 @@ address belongs stands an array, or what a recording will place later.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from edgellama_kernels.kinds import BLOCK_COLUMNS
+from edgellama_kernels.interface import TILE_POSITIONS
+from edgellama_kernels.kinds import BLOCK_COLUMNS, KIND_CODES
 from edgellama_kernels.layout import GROUP_ROWS
+
+if TYPE_CHECKING:
+    from edgellama_kernels.expert_layout import PackedExperts
+    from edgellama_kernels.layout import PackedMatrix
 
 Operand = Any  # an array, what a recording places later, a size, a number's bits, or an address
 
@@ -48,10 +53,26 @@ WRITES: Final = {
 }
 """Which operands an operation writes to; all others that lie in memory it reads."""
 
-SUMS_NUMBERS = GROUP_ROWS * 512  # of a thread's scratch: the sums of a matmul's tile of tokens
+TOKENS_TILE = 512  # of a matmul: the sums of eight rows (16 KiB) stay in the first-level cache
+SUMS_NUMBERS = GROUP_ROWS * TOKENS_TILE  # of a thread's scratch: these sums
+ROWS_AT_ONCE = 4  # of queries that attention works on
+MIXED_AT_ONCE = 32  # dimensions of values
 PAIRS_TILE = 32  # tokens of one expert, worked on together
+PREFETCH_BYTES = 4096  # ahead of the quants being read: the best of 512 to 12288 when measured
 SEES_ALL = 1 << 40  # a window beyond any context
 PIECE_NUMBERS = 32  # of a row of SiLU or a sum: so few that threads can share a single row
+
+
+CODE, MEETS, UNITS, UNITS_PER_TOKEN, OPERANDS = range(5)
+COLUMNS = 24  # int64 of the table for each operation, as the line above begins them
+STALLED = -1  # a run's status when a thread did not come
+SYNC_NUMBERS = 32  # int64 that threads meet in
+
+
+def attention_scratch(positions: int, width: int) -> int:
+    """Return how many float32 a thread needs beside it to attend to so many positions."""
+    tiles = positions // TILE_POSITIONS + 1
+    return ROWS_AT_ONCE * (tiles * TILE_POSITIONS + width + MIXED_AT_ONCE)
 
 
 def expert_scratch(columns: int, rows: int) -> int:
@@ -70,6 +91,17 @@ class Operation(NamedTuple):
     units: int = 0
     units_per_token: int = 0
     scratch: int = 0
+
+
+def matrix_operands(matrix: PackedMatrix) -> tuple[int, int, int, int, int]:
+    """Return the first arguments of ``matmul.multiply``: what it has to know of a matrix."""
+    kind = KIND_CODES[matrix.kind]
+    return kind, matrix.address, matrix.scales_address, matrix.columns, matrix.rows
+
+
+def expert_operands(experts: PackedExperts) -> tuple[int, int, int, int, int, int]:
+    """Return the first arguments of ``multiply_experts``."""
+    return *matrix_operands(experts.first), experts.bytes_each
 
 
 def expand(halves: Operand, exponents: Operand, y: Operand, width: int) -> Operation:
@@ -100,7 +132,7 @@ def multiply(
     y: Operand,
     groups: int,
 ) -> Operation:
-    """Rule 1; ``matrix`` is what ``matmul.matrix_operands`` returns, 0 stands for nothing."""
+    """Rule 1; ``matrix`` is what ``matrix_operands`` returns, 0 stands for nothing."""
     return Operation(MULTIPLY, (*matrix, x, *blocks, residual, y), units=groups)
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellama_kernels import operations, program
+from edgellama_kernels import operations
 from edgellama_kernels.arena import ALIGNMENT_BYTES, Arena, CacheOperand, Storage
-from edgellama_kernels.attention import scratch_numbers
 from edgellama_kernels.interface import (
     CacheKind,
     CacheLayer,
@@ -20,7 +19,6 @@ from edgellama_kernels.interface import (
     NonFinite,
 )
 from edgellama_kernels.pace import Pace
-from edgellama_kernels.row_sums import TOKENS_TILE
 from edgellama_kernels.team import Table, Team, TeamStalled, address
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellama_kernels.operations import Operation
-
-LANES = 8
 
 
 class Program:
@@ -45,15 +41,15 @@ class Program:
     ) -> None:
         self.tokens_max = arena.tokens_max
         self._team, self._arena, self._cache_shape = team, arena, cache_shape
-        self._rows = np.zeros((len(recorded), program.COLUMNS), np.int64)
-        self._scratch = LANES * TOKENS_TILE
+        self._rows = np.zeros((len(recorded), operations.COLUMNS), np.int64)
+        self._scratch = operations.SUMS_NUMBERS
         self._placed: list[tuple[int, int, int]] = []  # row, column, offset
         self._cached: list[tuple[int, int, CacheOperand]] = []
         for row, operation in enumerate(recorded):
             units = operation.units, operation.units_per_token
             self._scratch = max(self._scratch, operation.scratch)
-            self._rows[row, : program.OPERANDS] = operation.code, arena.meets[row], *units
-            for column, operand in enumerate(operation.operands, program.OPERANDS):
+            self._rows[row, : operations.OPERANDS] = operation.code, arena.meets[row], *units
+            for column, operand in enumerate(operation.operands, operations.OPERANDS):
                 if isinstance(operand, Storage):
                     self._placed.append((row, column, arena.offsets[operand]))
                 elif isinstance(operand, CacheOperand):
@@ -112,7 +108,7 @@ class Program:
             if array.shape != view.shape or array.dtype != view.dtype:
                 raise ValueError("the input of a program does not fit")
             view[:] = array
-        attending = scratch_numbers(position + tokens, self._cache_shape[2])
+        attending = operations.attention_scratch(position + tokens, self._cache_shape[2])
         scratch = max(attending, self._scratch)
         team, pace, memory = self._team, self._pace, (self._memory, caches)
         if tokens > 1:  # parts are long, so taking them one by one costs nothing

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellama_kernels.atomics import add_atomic, give_way, load_atomic, pause, store_atomic
-from edgellama_kernels.attention import ROWS_AT_ONCE, attend, round_queries
+from edgellama_kernels.attention import attend, round_queries
 from edgellama_kernels.elementwise import (
     add,
     expand,
@@ -32,29 +32,33 @@ from edgellama_kernels.matmul import multiply
 from edgellama_kernels.operations import (
     ADD,
     ATTEND,
+    CODE,
+    COLUMNS,
     EXPAND,
     EXPERTS,
     GELU,
+    MEETS,
     MIX,
     MULTIPLY,
     NORM,
+    OPERANDS,
     QUANTIZE,
     ROPE,
     ROUND,
     ROUTE,
+    ROWS_AT_ONCE,
     SHRINK,
     SILU,
+    STALLED,
     STORE,
+    UNITS,
+    UNITS_PER_TOKEN,
 )
 from edgellama_kernels.vec import bits_f32, load_i64
 
-CODE, MEETS, UNITS, UNITS_PER_TOKEN, OPERANDS = range(5)
-COLUMNS = 24
 ROW_BYTES = 8 * COLUMNS
 
 ARRIVED, ROUNDS, STOP, LEFT = 0, 8, 16, 24  # each in a cache line of its own
-SYNC_NUMBERS = 32
-STALLED = -1  # a stop because a thread did not come
 PAUSES = 2000  # some 30 us: longer than the parts of one operation usually differ
 PARTS_PER_THREAD = 8  # that threads of unlike speed take: the last one is this much too late
 

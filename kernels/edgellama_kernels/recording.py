@@ -22,7 +22,7 @@ from edgellama_kernels.interface import (
     quads_of,
 )
 from edgellama_kernels.kinds import BLOCK_COLUMNS
-from edgellama_kernels.matmul import expert_operands, matrix_operands
+from edgellama_kernels.operations import expert_operands, matrix_operands
 from edgellama_kernels.prepared import Program
 from edgellama_kernels.team import Team, address
 

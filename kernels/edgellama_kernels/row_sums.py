@@ -8,8 +8,6 @@ from edgellama_kernels.jit import inlined
 from edgellama_kernels.lanes import load_lanes, store_lanes
 from edgellama_kernels.vec import load_f32x8, store_f32x8, zeros_f32x8
 
-TOKENS_TILE = 512  # their sums (16 KiB) stay in the first-level cache
-
 
 @inlined
 def finish(y: int, residual: int, index: int, count: int, lanes: Any) -> None:

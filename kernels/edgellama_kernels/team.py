@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgellama_kernels import program
+from edgellama_kernels import operations
+from edgellama_kernels.entries import entries
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +34,7 @@ class TeamStalled(RuntimeError):  # noqa: N818 - a fact, not a fault
 
 
 class Table:
-    """Operations to run: int64 [operations, program.COLUMNS]."""
+    """Operations to run: int64 [operations, operations.COLUMNS]."""
 
     __slots__ = ("address", "rows")
 
@@ -61,7 +62,7 @@ class _Worker:
     def _work(self) -> None:
         keep_on(self._cpus)
         while (task := self._tasks.get()) is not None:
-            program.run(*task.arguments)
+            entries().run(*task.arguments)
             del task  # and with it the memory that it kept
 
     def begin(self, task: _Task) -> None:
@@ -93,7 +94,7 @@ class Team:
 
     def _renew(self) -> None:
         """Take new memory for meeting and, when it is known how much, for scratch."""
-        self._sync = np.zeros(program.SYNC_NUMBERS, np.int64)
+        self._sync = np.zeros(operations.SYNC_NUMBERS, np.int64)
         self._sync_address = address(self._sync)
         self._scratch, self._scratch_step, self._scratch_address = np.empty(0, np.float32), 0, 0
 
@@ -135,8 +136,8 @@ class Team:
             kept = (table, memory, counters, self._sync, self._scratch)
             for worker, call in zip(workers, calls[1:], strict=True):
                 worker.begin(_Task(call, kept))
-        status = int(program.run(*calls[0]))
-        if status == program.STALLED:
+        status = int(entries().run(*calls[0]))
+        if status == operations.STALLED:
             self._release()
             self._renew()
             raise TeamStalled("a compute thread did not come back; going on with one")

@@ -86,8 +86,6 @@ store_u8 = storer(types.uint8, I8, I8)
 store_u16 = storer(types.uint16, I16, I16)
 """Write one uint16."""
 
-PREFETCH_BYTES = 4096  # ahead of the quants being read: the best of 512 to 12288 when measured
-
 
 def _prefetch(to: Lowering, address: Value, index: Value) -> None:
     b = to.builder

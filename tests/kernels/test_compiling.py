@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import edgellama_kernels
+import numpy as np
 import pytest
 from edgellama_kernels import cache_folder
 
@@ -47,13 +49,14 @@ def test_numba_is_imported_only_where_it_is_needed() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_without_numba_numpy_serves() -> None:
+def test_without_numba_numpy_serves(tmp_path: Path) -> None:
     done = run(
         "import sys; sys.modules['numba'] = None\n"
         "import edgellama_kernels as e\n"
         "print(e.load().name)\n"
         "try: e.load('numba')\n"
-        "except e.BackendUnavailable as error: print(error)"
+        "except e.BackendUnavailable as error: print(error)",
+        NUMBA_CACHE_DIR=str(tmp_path),  # without machine code, which needs no numba
     )
     name, message = done.stdout.splitlines()
     assert name == "numpy"
@@ -92,6 +95,72 @@ def test_kernels_are_kept_for_the_next_start(tmp_path: Path, compiled) -> None:
     first, second = (run(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.stdout.split() == ["None", "0"], first.stderr
     assert second.stdout.split() == ["None", "1"], second.stderr
+
+
+@pytest.fixture
+def kept_code(tmp_path: Path, compiled) -> Path:
+    """Return the file of machine code in a folder where the kernels have been compiled."""
+    compiled.shrink(np.ones((1, 8), np.float32))  # compiles, where nothing is kept yet
+    folder = cache_folder.parent_folder() / (cache_folder.PREFIX + cache_folder.sources_hash())
+    if folder.exists():  # what is compiled already is loaded
+        shutil.copytree(folder, tmp_path / folder.name)
+    done = run("from edgellama_kernels import warming; print(warming.main())", **own(tmp_path))
+    assert done.stdout.strip() == "0", done.stderr
+    (code,) = tmp_path.glob("*/compiled-*.o")
+    return code
+
+
+def own(folder: Path) -> dict[str, str]:
+    return {"NUMBA_CACHE_DIR": str(folder)}
+
+
+DIGEST = (
+    "import sys, edgellama_kernels as e\n"
+    "from edgellama_kernels.digest import EXPECTED_DIGEST, digest\n"
+    "k = e.load('numba', 2)\n"
+    "print(digest(k) == EXPECTED_DIGEST, e.row_codec.agrees(k.row_codec), 'numba' in sys.modules)"
+)
+
+
+def test_kept_machine_code_needs_no_numba(kept_code: Path) -> None:
+    done = run(DIGEST, **own(kept_code.parents[1]))
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("harm", ["a bit flipped", "cut", "gone", "for another CPU"])
+def test_machine_code_that_was_not_proven_is_not_loaded(kept_code: Path, harm: str) -> None:
+    """LLVM would end the process; numba loads what it has kept instead."""
+    code, variables = bytearray(kept_code.read_bytes()), own(kept_code.parents[1])
+    code[len(code) // 2] ^= 1
+    if harm == "a bit flipped":
+        kept_code.write_bytes(code)
+    elif harm == "cut":
+        kept_code.write_bytes(code[:1000])
+    elif harm == "gone":
+        kept_code.unlink()
+    else:
+        kept_code.write_bytes(code)
+        variables |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+        done = run("from edgellama_kernels import entries; print(entries.kept())", **variables)
+        assert done.stdout.strip() == "None", done.stderr
+        return
+    done = run(DIGEST, **variables)
+    assert done.stdout.split() == ["True", "True", "True"], done.stderr
+
+
+def test_where_machine_code_cannot_be_had_numba_loads(kept_code: Path) -> None:
+    """What numba does not document may change: then the note names no code."""
+    kept_code.unlink()
+    done = run(
+        "from edgellama_kernels import machine_code, warming\n"
+        "def emit(kernels): raise AttributeError('no such thing')\n"
+        "machine_code.emit = emit\n"
+        "print(warming.main(), warming.is_warm(), repr(warming.kept_code_hash()))",
+        **own(kept_code.parents[1]),
+    )
+    assert done.stdout.split() == ["0", "True", "''"], done.stderr
+    assert "no such thing" in done.stderr
+    assert not list(kept_code.parent.glob("*.o"))
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_kernels_run(tmp_path: Path, compiled) -> None:

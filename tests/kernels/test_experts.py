@@ -282,8 +282,7 @@ def test_a_recording_refuses_what_does_not_fit(compiled) -> None:
 
 
 def test_operands_fit_a_row_of_the_table() -> None:
-    pytest.importorskip("numba")
-    from edgellama_kernels import operations, program
+    from edgellama_kernels import operations
 
     most = max(max(columns) for columns in operations.WRITES.values())
-    assert most + 1 <= program.COLUMNS - program.OPERANDS
+    assert most + 1 <= operations.COLUMNS - operations.OPERANDS

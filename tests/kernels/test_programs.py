@@ -243,12 +243,12 @@ def norms(count: int) -> tuple[Table, list[np.ndarray]]:
     """A table of ``count`` norms, each of the one before: threads must meet before each."""
     arrays = [random_rows(1, 64, 32), *(np.zeros((64, 32), np.float32) for _ in range(count))]
     weight = np.ones(32, np.float32)
-    rows = np.zeros((count, program.COLUMNS), np.int64)
+    rows = np.zeros((count, operations.COLUMNS), np.int64)
     for number in range(count):
         addresses = (team.address(x) for x in (arrays[number], weight, arrays[number + 1]))
         operation = operations.norm(*addresses, 32, 1e-5)
-        rows[number, : program.OPERANDS] = operation.code, 1, 0, 1
-        rows[number, program.OPERANDS :][: len(operation.operands)] = operation.operands
+        rows[number, : operations.OPERANDS] = operation.code, 1, 0, 1
+        rows[number, operations.OPERANDS :][: len(operation.operands)] = operation.operands
     return Table(rows), [weight, *arrays]
 
 
