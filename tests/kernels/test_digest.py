@@ -10,15 +10,15 @@ from edgellama_kernels import load
 from edgellama_kernels.digest import EXPECTED_DIGEST, digest, outputs
 from kernel_cases import assert_same_bits
 
-PLAIN_TARGET = """
+OTHER_TARGET = """
 from edgellama_kernels import load
 from edgellama_kernels.digest import digest
-from edgellama_kernels.lowering import target_features
-from numba.core.registry import cpu_target
-features = target_features(tuple(cpu_target.target_context.codegen().magic_tuple()))
-assert not features & {"avx2", "f16c", "fma", "sse4.1", "dotprod"}, features
-print(digest(load("numba")))
+from edgellama_kernels.lowering import compiled_features
+print(digest(load("numba")), *sorted(compiled_features()))
 """
+# The CPU's name and its features, as numba is told them.
+AVX2 = "haswell", "+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c,+popcnt,+bmi,+bmi2"
+BETTER = {"avx2", "f16c", "fma", "sse4.1", "dotprod", "avx512vnni", "avxvnni"}
 
 
 def test_the_digest_is_the_one_that_every_device_sends(kernels) -> None:
@@ -35,17 +35,30 @@ def test_every_output_is_the_same(compiled, reference) -> None:
         assert_same_bits(array, expected[name])
 
 
-def test_a_cpu_without_vector_extensions_computes_the_same(compiled) -> None:
-    """The plain variant, chosen because numba says that it compiles for nothing better."""
-    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+@pytest.mark.parametrize(
+    ("target", "used"),
+    [(("generic", ""), set()), (AVX2, {"avx2", "f16c", "fma", "sse4.1"})],
+    ids=["no vector extensions", "avx2"],
+)
+def test_a_weaker_cpu_computes_the_same(compiled, target, used) -> None:
+    """Plainer variants, chosen because numba says that it compiles for nothing better."""
+    from edgellama_kernels.lowering import compiled_features
+
+    if not used <= compiled_features():
+        pytest.skip(f"this CPU has not all of {used}")
+    environment = os.environ | dict(
+        zip(("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"), target, strict=True)
+    )
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN_TARGET],
+        [sys.executable, "-c", OTHER_TARGET],
         env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.stdout.strip() == EXPECTED_DIGEST, done.stderr
+    made, *features = done.stdout.split() or ["nothing"]
+    assert made == EXPECTED_DIGEST, done.stderr
+    assert set(features) & BETTER == used
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -57,7 +57,7 @@ def test_routing(compiled, reference, used) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [1, 2, 70])
+@pytest.mark.parametrize("tokens", [1, 2, 513])
 def test_experts(compiled, reference, kind, tokens) -> None:
     experts = some_experts(kind)
     routing = reference.route(random_rows(tokens, tokens, EXPERTS), USED)

@@ -8,6 +8,7 @@ from edgellama_kernels import (
     CacheKind,
     HiddenRows,
     NonFinite,
+    PackedExperts,
     WeightKind,
     allocate_cache_layer,
     load,
@@ -30,10 +31,26 @@ def test_rows_that_are_not_finite(kernels, value, place) -> None:
         kernels.shrink(spoiled(value, place))
     with pytest.raises(NonFinite):
         kernels.rms_norm(spoiled(value, place), np.ones(75, np.float32), 1e-5)
-    for kind in (WeightKind.Q4_0, WeightKind.Q8_0, WeightKind.Q6_K):
+
+
+@pytest.mark.parametrize("kind", WeightKind)
+@pytest.mark.parametrize("place", [0, 33, 255])
+def test_activations_that_are_not_finite(kernels, kind, place) -> None:
+    """Weights that are no blocks let them through, and the hidden state is then refused."""
+    matrix = packed(kind, 9, 256)
+    experts = PackedExperts(kind, 1, 9, 256, matrix.buffer)
+    routing = kernels.route(np.zeros((3, 1), np.float32), 1)
+    for value in NOT_FINITE:
         rows = kernels.prepare(spoiled(value, place, 256))
         with pytest.raises(NonFinite):
-            kernels.matmul(packed(kind, 8, 256), rows)
+            kernels.shrink(kernels.matmul(matrix, rows))
+        with pytest.raises(NonFinite):
+            kernels.shrink(kernels.expert_matmul(experts, rows, routing)[:, 0])
+        if kind.quantized:
+            with pytest.raises(NonFinite):
+                kernels.matmul(matrix, rows)
+            with pytest.raises(NonFinite):
+                kernels.expert_matmul(experts, rows, routing)
 
 
 @pytest.mark.parametrize("cache_kind", CacheKind)

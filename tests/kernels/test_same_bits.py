@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgellama_kernels import CacheKind, CacheLayer, Kernels, WeightKind, allocate_cache_layer
+from edgellama_kernels import (
+    CacheKind,
+    CacheLayer,
+    Kernels,
+    PackedMatrix,
+    WeightKind,
+    allocate_cache_layer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same_bits, awkward_rows, packed, random_rows, whole_blocks
@@ -42,6 +49,18 @@ def test_matmul_of_extremes(compiled, reference, kind, tokens) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_matmul_of_zeros(compiled, reference, kind) -> None:
+    """All weights or all activations are 0: no sum is left out, and none gets another sign."""
+    matrix = packed(kind, 11, whole_blocks(kind, 2))
+    empty = PackedMatrix.zeros(kind, 11, matrix.columns)
+    x = awkward_rows(1, 3, matrix.columns)
+    for weights, rows in ((empty, x), (matrix, np.zeros_like(x)), (matrix, -np.zeros_like(x))):
+        one, other = multiply(compiled, weights, rows), multiply(reference, weights, rows)
+        assert not other.any()
+        assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_token_does_not_feel_its_batch(kernels, kind) -> None:
     matrix = packed(kind, 20, whole_blocks(kind, 3))
     x = awkward_rows(5, 514, matrix.columns)
@@ -72,6 +91,25 @@ def test_functions_of_rows(compiled, reference, width) -> None:
     assert_same_bits(compiled.gelu_multiply(gate, x), reference.gelu_multiply(gate, x))
     for summand in (gate, gate[1]):
         assert_same_bits(compiled.add(x, summand), reference.add(x, summand))
+
+
+@pytest.mark.parametrize("width", [1, 75])
+def test_functions_of_a_long_prompts_rows(crew, reference, width) -> None:
+    x, gate = random_rows(1, 513, width), random_rows(2, 513, width) * np.float32(40)
+    weight, table = random_rows(3, width), random_rows(4, 513, 2, 4)
+    heads = random_rows(5, 513, 3, 8)
+    expected = heads.copy()
+    reference.rope(expected, table)
+    for k in crew:
+        assert_same_bits(k.shrink(x).halves, reference.shrink(x).halves)
+        assert_same_bits(k.expand(k.shrink(x)), reference.expand(reference.shrink(x)))
+        assert_same_bits(k.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+        assert_same_bits(k.silu_multiply(gate, x), reference.silu_multiply(gate, x))
+        assert_same_bits(k.gelu_multiply(gate, x), reference.gelu_multiply(gate, x))
+        assert_same_bits(k.add(x, gate), reference.add(x, gate))
+        rotated = heads.copy()
+        k.rope(rotated, table)
+        assert_same_bits(rotated, expected)
 
 
 @pytest.mark.parametrize("width", [8, 24, 40, 128])
@@ -181,6 +219,21 @@ def test_what_stood_later_in_the_cache_does_not_matter(kernels, cache_kind) -> N
     later = np.full((63, 1, 8), 6e4, np.float32)
     kernels.store(cache, later, -later, 65)
     assert_same_bits(kernels.attention(queries, cache, 60), before)
+
+
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("cache_kind", CacheKind)
+def test_attention_of_a_long_prompt(crew, reference, cache_kind, window) -> None:
+    keys, values = random_rows(1, 520, 2, 12), random_rows(2, 520, 2, 12)
+    queries = random_rows(3, 513, 6, 12)
+    caches = [allocate_cache_layer(2, 12, 520, cache_kind) for _ in range(1 + len(crew))]
+    for kernels, cache in zip((reference, *crew), caches, strict=True):
+        kernels.store(cache, keys[:7], values[:7], 0)
+        kernels.store(cache, keys[7:], values[7:], 7)
+    expected = reference.attention(queries, caches[0], 7, window)
+    for kernels, cache in zip(crew, caches[1:], strict=True):
+        assert_same_caches(cache, caches[0])
+        assert_same_bits(kernels.attention(queries, cache, 7, window), expected)
 
 
 def test_any_number_of_threads(crew, compiled) -> None:
