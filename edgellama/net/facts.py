@@ -6,6 +6,7 @@ on any. What cannot be read is left out of account, never an error: Android hide
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -14,7 +15,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edgellama.net.memory import OwnMemory
 
@@ -102,8 +103,12 @@ def machine_memory(held: OwnMemory = NOTHING) -> Memory:
     """
     if sys.platform == "win32":
         memory = _windows_memory()
+        if memory is not None:
+            # What this process has in use is no one else's, be it made or mapped.
+            total, available = memory
+            memory = Memory(total, min(total, available + sum(held)))
     elif sys.platform == "darwin":
-        memory = parse_macos_memory(_output_of("/usr/sbin/sysctl", "-n", "hw.memsize"))
+        memory = macos_memory(_macos_total_bytes(), macos_reclaimable_bytes(_c_library()), held)
     else:
         memory = parse_meminfo(_text_of(Path("/proc/meminfo")))
         if memory is not None:
@@ -114,22 +119,76 @@ def machine_memory(held: OwnMemory = NOTHING) -> Memory:
     return memory or Memory(MEMORY_UNKNOWN_BYTES, MEMORY_UNKNOWN_BYTES)
 
 
-def parse_macos_memory(text: str) -> Memory | None:
-    """Return the memory by ``sysctl -n hw.memsize``; three quarters of it count as available.
+@functools.cache
+def _macos_total_bytes() -> int | None:
+    text = _output_of("/usr/sbin/sysctl", "-n", "hw.memsize").strip()
+    return int(text) if text.isdecimal() else None
 
-    What macOS calls free is always next to nothing, and what it can free is not to be read
-    reliably; three quarters, of which 0.8 are offered, is 0.6 of all.
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def macos_memory(
+    total_bytes: int | None, reclaimable_bytes: int | None, held: OwnMemory = NOTHING
+) -> Memory | None:
+    """Return the memory of a Mac: what it can free, three quarters of all at most.
+
+    What macOS calls free is always next to nothing: files that nobody uses fill the rest. Where
+    it does not tell what it can free, three quarters count as available; 0.8 of that are offered.
     """
-    if not text.strip().isdecimal():
+    if total_bytes is None:
         return None
-    total_bytes = int(text)
-    return Memory(total_bytes, total_bytes * 3 // 4)
+    most_bytes = total_bytes * 3 // 4
+    if reclaimable_bytes is None or not 0 < reclaimable_bytes <= total_bytes:
+        return Memory(total_bytes, most_bytes)
+    return Memory(total_bytes, min(most_bytes, reclaimable_bytes + sum(held)))
+
+
+class _VmStatistics(ctypes.Structure):
+    """macOS's ``vm_statistics64``, in pages; those free include the speculative ones."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in ("free", "active", "inactive", "wired")),
+        ("events", ctypes.c_uint64 * 9),
+        ("purgeable", ctypes.c_uint32),
+        ("speculative", ctypes.c_uint32),
+        ("compressions_and_swaps", ctypes.c_uint64 * 4),
+        *((name, ctypes.c_uint32) for name in ("compressor", "throttled", "external", "internal")),
+        ("uncompressed_in_compressor", ctypes.c_uint64),
+    )
+
+
+_HOST_VM_INFO64: Final = 4
+
+
+def macos_reclaimable_bytes(system: Any) -> int | None:
+    """Return what macOS can give without swapping: free pages and inactive ones.
+
+    ``system`` is the C library. None where it does not say.
+    """
+    pages = _VmStatistics()
+    words = ctypes.c_uint32(ctypes.sizeof(pages) // 4)
+    try:
+        host = ctypes.c_uint32(_macos_host(system))
+        kind = ctypes.c_int(_HOST_VM_INFO64)
+        if system.host_statistics64(host, kind, ctypes.byref(pages), ctypes.byref(words)) != 0:
+            return None
+    except AttributeError:
+        return None
+    return int(pages.free + pages.inactive) * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
+def _macos_host(system: Any) -> int:
+    # Each call hands out one more right to the port: one is enough.
+    return int(system.mach_host_self())
 
 
 def _windows_memory() -> Memory | None:
     if sys.platform != "win32":
         return None
-    import ctypes
 
     class MemoryStatus(ctypes.Structure):
         """MEMORYSTATUSEX of the Windows API."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import socket
@@ -10,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,9 +27,10 @@ from edgellama.net.facts import (
     clean_name,
     cpu_speeds,
     default_offer_bytes,
+    macos_memory,
+    macos_reclaimable_bytes,
     parse_cgroup_mounts,
     parse_cgroup_paths,
-    parse_macos_memory,
     parse_meminfo,
     within_cgroups,
 )
@@ -85,11 +88,64 @@ def test_a_32_bit_process_offers_what_it_can_address(monkeypatch: pytest.MonkeyP
     assert default_offer_bytes(Memory(8 * GIB, 8 * GIB), False, GIB) == GIB
 
 
-def test_macos() -> None:
-    memory = parse_macos_memory("8589934592\n")
-    assert memory == Memory(8 * GIB, 6 * GIB)
-    assert default_offer_bytes(memory, False, 0) == 6 * GIB * 8 // 10
-    assert parse_macos_memory("sysctl: unknown oid") is None
+@pytest.mark.parametrize(
+    ("reclaimable", "held", "available"),
+    [
+        (None, (0, 0), 6 * GIB),  # it does not say
+        (0, (0, 0), 6 * GIB),
+        (9 * GIB, (0, 0), 6 * GIB),  # more than there is: no number of pages
+        (2 * GIB, (0, 0), 2 * GIB),
+        (7 * GIB, (0, 0), 6 * GIB),
+        (GIB, (GIB, 2 * GIB), 4 * GIB),  # what this process holds is offered again
+        (4 * GIB, (GIB, 2 * GIB), 6 * GIB),
+    ],
+)
+def test_macos(reclaimable: int | None, held: tuple[int, int], available: int) -> None:
+    memory = macos_memory(8 * GIB, reclaimable, OwnMemory(*held))
+    assert memory == Memory(8 * GIB, available)
+
+
+def test_a_mac_that_does_not_say_how_much_it_has() -> None:
+    assert macos_memory(None, GIB) is None
+
+
+class MacOS:
+    """The words of macOS's C library that tell of memory, with the struct as its header has it."""
+
+    def __init__(self, fault: int = 0) -> None:
+        self.fault = fault
+
+    def mach_host_self(self) -> int:
+        return 2563
+
+    def host_statistics64(self, host: Any, kind: Any, pages: Any, words: Any) -> int:
+        assert (host.value, kind.value, words._obj.value) == (2563, 4, 38)
+        # free, active, inactive, wired; nine events; purgeable, speculative; and so on
+        said = struct.pack("4I9Q2I4Q4IQ", 1000, 7, 500, 9, *range(9), 3, 4, *range(4), *[5] * 5)
+        ctypes.memmove(ctypes.byref(pages._obj), said, len(said))
+        return self.fault
+
+
+def test_what_macos_can_free() -> None:
+    assert macos_reclaimable_bytes(MacOS()) == 1500 * os.sysconf("SC_PAGE_SIZE")
+    assert macos_reclaimable_bytes(MacOS(fault=4)) is None
+    assert macos_reclaimable_bytes(object()) is None
+
+
+def test_a_mac_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(facts, "_macos_total_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(facts, "_c_library", lambda: None)
+    for free_bytes in (3 * GIB, 2 * GIB):
+        monkeypatch.setattr(facts, "macos_reclaimable_bytes", lambda _, free=free_bytes: free)
+        assert facts.ram_offer_bytes(0) == free_bytes * 8 // 10
+
+
+def test_windows_offers_again_what_this_process_has_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(facts, "_windows_memory", lambda: Memory(8 * GIB, 2 * GIB))
+    assert facts.machine_memory(OwnMemory(GIB, 3 * GIB)) == Memory(8 * GIB, 6 * GIB)
+    assert facts.machine_memory(OwnMemory(6 * GIB, GIB)) == Memory(8 * GIB, 8 * GIB)
 
 
 def test_this_machine_offers_something_between_nothing_and_all() -> None:

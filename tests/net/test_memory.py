@@ -6,17 +6,21 @@ import ctypes
 import mmap
 import platform
 import re
+import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgellama.net.memory import (
     OwnMemory,
+    macos_own_memory,
     own_memory,
     parse_own_memory,
     release_code_of,
     release_freed,
+    windows_own_memory,
 )
 
 
@@ -106,3 +110,56 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert release_code_of("libc") == 0
+
+
+class MacOS:
+    """The word of macOS's C library that tells what a process holds."""
+
+    def __init__(self, resident: int, footprint: int, fault: int = 0) -> None:
+        self.said = struct.pack("16s10Q", b"", 1, 2, 3, 4, 5, 6, resident, footprint, 9, 10)
+        self.fault = fault
+
+    def proc_pid_rusage(self, pid: Any, flavor: Any, info: Any) -> int:
+        assert (pid.value, flavor.value) == (77, 0)
+        ctypes.memmove(ctypes.byref(info._obj), self.said, len(self.said))
+        return self.fault
+
+
+def test_what_macos_tells_of_a_process() -> None:
+    assert macos_own_memory(MacOS(900, 300), 77) == OwnMemory(300, 600)
+    assert macos_own_memory(MacOS(900, 1300), 77) == OwnMemory(900, 0)  # some of it is compressed
+    assert macos_own_memory(MacOS(900, 300, fault=-1), 77) is None
+    assert macos_own_memory(object(), 77) is None
+
+
+class Word:
+    """A function of a library, whose result's type can be set."""
+
+    restype: object = None
+
+    def __init__(self, result: int) -> None:
+        self._result = result
+
+    def __call__(self) -> int:
+        return self._result
+
+
+class Windows:
+    """The words of kernel32 that tell what this process holds."""
+
+    def __init__(self, working_set: int, private: int, answer: int = 1) -> None:
+        self.numbers = 1, working_set, 2, 3, 4, 5, 6, 7, private
+        self.answer = answer
+        self.GetCurrentProcess = Word(-1)
+
+    def K32GetProcessMemoryInfo(self, process: Any, counters: Any, size: Any) -> int:
+        said = struct.pack("2I9N", size.value, 0, *self.numbers)
+        assert counters._obj.size == size.value == len(said)
+        ctypes.memmove(ctypes.byref(counters._obj), said, len(said))
+        return self.answer
+
+
+def test_what_windows_tells_of_this_process() -> None:
+    assert windows_own_memory(Windows(900, 300)) == OwnMemory(300, 600)
+    assert windows_own_memory(Windows(900, 1300)) == OwnMemory(900, 0)  # some of it is paged out
+    assert windows_own_memory(Windows(900, 300, answer=0)) is None
