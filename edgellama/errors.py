@@ -59,6 +59,15 @@ class KernelConflictError(EdgellamaError):
 class DuplicateIdentityError(EdgellamaError):
     """Another device has this one's identity: a home folder was copied."""
 
+    @classmethod
+    def of(cls, where: str = "") -> DuplicateIdentityError:
+        """Return the error with what to do; ``where`` says where the other one is, if known."""
+        at = f", at {where}," if where else ""
+        return cls(
+            f"another device{at} has this device's identity: one home folder is a copy; delete "
+            "identity and incarnation in one of them (edgellama doctor says more)"
+        )
+
 
 class NoMeshError(EdgellamaError):
     """No device of the mesh answered."""

@@ -63,6 +63,7 @@ CLOSE_REASONS: dict[int, str] = {
     CloseCode.OVERLOADED: "it had more to send than this device takes",
     CloseCode.UNHEARD: "it no longer hears this device",
     CloseCode.MOVED: "it goes on over another transport",
+    CloseCode.REPLACED: "it has met a later start of this device's identity",
 }
 
 

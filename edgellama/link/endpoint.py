@@ -402,7 +402,9 @@ class Endpoint:
         old = self._connections.get(node)
         if old is not None:
             anew = old.identity.incarnation < connection.identity.incarnation
-            self._end(old, "it started anew" if anew else "it lost the connection", None)
+            reason = "it started anew" if anew else "it lost the connection"
+            # Of a device that did start anew nobody reads this; of one that was copied it does.
+            self._end(old, reason, CloseCode.REPLACED if anew else None)
         self._half_open.forget_node(node)
         dial = self._dials.get(connection.address)
         if dial is not None:

@@ -308,7 +308,7 @@ class Streams:
             old = self._connection(node).identity.incarnation
             anew = old < connection.identity.incarnation
             reason = "it started anew" if anew else "it lost the connection"
-            self._end(node, reason, None, now)
+            self._end(node, reason, CloseCode.REPLACED if anew else None, now)
         each.half_open, each.noise, each.dialled = False, None, None
         self._by_node[node] = stream
         self._lives.connect(node, connection.identity.incarnation)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from edgellama_kernels import HiddenRows
 
-from edgellama.errors import EdgellamaError, WireError
+from edgellama.errors import DuplicateIdentityError, EdgellamaError, WireError
+from edgellama.link.connection import CLOSE_REASONS
 from edgellama.link.endpoint import Connected, Disconnected, Event, Identity, MessageReceived
 from edgellama.mesh.effects import (
     Administer,
@@ -14,6 +15,7 @@ from edgellama.mesh.effects import (
     Effect,
     FillJob,
     ForgetJob,
+    GiveUp,
     HeadJob,
     Job,
     JobResult,
@@ -37,6 +39,7 @@ from edgellama.mesh.session_keeping import SessionKeeping
 from edgellama.mesh.stage_role import StageRole
 from edgellama.mesh.token_trips import TokenTrips
 from edgellama.values import RAM
+from edgellama.wire.frames import CloseCode
 from edgellama.wire.key_messages import Forget, InviteQuery, NewKey
 from edgellama.wire.measurement_messages import (
     FactsQuery,
@@ -305,6 +308,8 @@ class MeshNode:
             self.gateway.asker_gone(node, left=event.left, now=self._now)
             self.sessions.asker_gone(node, left=event.left, now=self._now)
             return
+        if event.reason == CLOSE_REASONS[CloseCode.REPLACED]:
+            self._outbox.put(GiveUp(DuplicateIdentityError.of()))
         self.sessions.member_gone(node, self._now)
         self.reach.link_down(node, self._now, left=event.left)
 

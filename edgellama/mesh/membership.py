@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 1.0
 REDIAL_S: Final = 2.0
+DOUBLES_TOLD_MAX: Final = 4
 SEEDS_REDIAL_S: Final = 5.0  # above a dial's own time, so that dials do not pile up
 REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
 REDIAL_RELAYED_S: Final = 10.0  # a member that is reached by way of another
@@ -55,6 +56,7 @@ class Membership:
         self._relayed: set[NodeId] = set()  # those to which there is only a way
         self._next_heartbeat = 0.0
         self._redial_at: dict[NodeId, float] = {}
+        self._doubles: set[int] = set()  # incarnations of others with this identity, told of
         self._seeds: tuple[Address, ...] = ()
         self._seeds_at = 0.0
         self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
@@ -204,6 +206,8 @@ class Membership:
         news = False
         for record in records:
             known = self._records.get(record.node)
+            if record.node == self._me:
+                self._look_for_double(record)
             if known is None and len(self._records) >= MEMBERS_MAX:
                 continue
             if known is not None and _rank(record) <= _rank(known):
@@ -225,6 +229,22 @@ class Membership:
             return False
         self._put(me._replace(version=record.version + 1), now)
         return True
+
+    def _look_for_double(self, record: MemberRecord) -> None:
+        """Say so where another device takes part with this one's identity, and started earlier."""
+        me = self.me
+        elsewhere = (record.host, record.port) != (me.host, me.port)
+        if record.state != ALIVE or record.incarnation >= me.incarnation or not elsewhere:
+            return
+        if record.incarnation not in self._doubles and len(self._doubles) < DOUBLES_TOLD_MAX:
+            self._doubles.add(record.incarnation)
+            self._outbox.put(
+                Tell(
+                    f"a device at {record.host}:{record.port} took part with this device's "
+                    "identity; if that was not this one before it started again, one home folder "
+                    "is a copy (edgellama doctor says more)"
+                )
+            )
 
     def _put(self, record: MemberRecord, now: float) -> None:
         before = self._records.get(record.node)

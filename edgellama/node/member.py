@@ -460,15 +460,12 @@ class Member:
 
     def _doubled(self, double: Candidate) -> None:
         """Give up where another device has this one's identity and has started later."""
-        text = (
-            f"another device, at {double.address}, has this device's identity: one home folder is "
-            "a copy; delete identity and incarnation in one of them (edgellama doctor says more)"
-        )
+        error = DuplicateIdentityError.of(str(double.address))
         if double.incarnation > self.core.membership.me.incarnation:
-            self._end(DuplicateIdentityError(text))
+            self._end(error)
         elif not self._is_doubled:
             self._is_doubled = True
-            self._tell(text)
+            self._tell(str(error))
 
     def _dial(self, address: Address) -> None:
         self._driver.post(lambda now: self._links.dial(address, now))

@@ -61,6 +61,7 @@ class CloseCode(IntEnum):
     OVERLOADED = 1  # more messages wait than the peer takes
     UNHEARD = 2  # nothing came from the peer for too long
     MOVED = 3  # of a connection over TCP: another one between the same two stands
+    REPLACED = 4  # a device with the same identity that has started later is connected
 
 
 class Fragment(NamedTuple):

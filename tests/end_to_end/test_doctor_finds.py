@@ -52,9 +52,9 @@ def rules(mesh: Mesh, host: Host, text: str) -> None:
         run(f"ip netns exec {name} nft -f -", input=text)
 
 
-def visit(host: Host, code: int) -> dict[str, dict[str, Any]]:
+def visit(host: Host, code: int, *options: str) -> dict[str, dict[str, Any]]:
     """Return the worst finding of each check; the exit code must be this."""
-    outcome = host.run("doctor", "--json")
+    outcome = host.run("doctor", "--json", *options)
     assert outcome.code == code, outcome
     checks = outcome._replace(code=0).json["checks"]
     order = ["ok", "warn", "fail"]
@@ -101,3 +101,19 @@ def test_a_copied_home_folder_is_seen_by_doctor_and_by_the_mesh(
         outcome = one.ended(60)
         outcome.refuses(1, "has this device's identity")
         assert visit(one, 1)["identity"]["level"] == "fail"
+
+
+def test_a_copied_home_folder_is_seen_without_multicast(tmp_path: Path, model: Path) -> None:
+    with Mesh(Bridge(), tmp_path / "far") as mesh:
+        hub, one, other = (mesh.host() for _ in range(3))
+        hub.join("--model", model, "--ram", "12M", "--name", "hub", "--no-mdns")
+        by_hub = ["--no-mdns", "--peer", hub.place.address]
+        one.join("--ram", "11M", "--name", "one", *by_hub)
+        mesh.wait(hub, lambda status: len(status["nodes"]) == 2)
+        ignored = shutil.ignore_patterns("lock", "run.json", "data", "cache")
+        shutil.copytree(one.folder / "home", other.folder / "home", ignore=ignored)
+        other.join("--ram", "11M", "--name", "copy", *by_hub)
+        one.ended(60).refuses(1, "has this device's identity")
+        mesh.wait(hub, lambda status: "copy" in [node["name"] for node in status["nodes"]])
+        assert f"a device at {one.place.address}:7711 took part with this" in other.said()
+        assert visit(one, 1, *by_hub[1:])["identity"]["level"] == "fail"

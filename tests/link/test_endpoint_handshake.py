@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgellama.link.connection import CLOSE_REASONS
 from edgellama.link.endpoint import (
     Connected,
     DialFailed,
@@ -21,6 +22,7 @@ from edgellama.testing.network import (
     SimulatedNetwork,
 )
 from edgellama.values import Address
+from edgellama.wire.frames import CloseCode
 
 LOW, HIGH = "0" * 31 + "1", "f" * 32
 HERE, THERE, ELSEWHERE = (
@@ -216,6 +218,17 @@ def test_a_new_life_of_a_node_voids_the_old_connection() -> None:
     low.say(HIGH, b"hello again")
     network.run(3.0)
     assert reborn.heard() == [b"hello again"]
+
+
+def test_a_node_is_told_of_another_with_its_identity_that_started_later() -> None:
+    network, low, high = pair()
+    low.dial(THERE)
+    network.run(1.0)
+    copy = Host(network, Identity(HIGH, 6), ELSEWHERE)
+    copy.dial(HERE)
+    network.run(2.0)
+    assert high.events[1:] == [Disconnected(LOW, CLOSE_REASONS[CloseCode.REPLACED])]
+    assert copy.events == [Connected(Identity(LOW, 5), HERE)]
 
 
 def test_an_older_life_of_a_node_is_ignored() -> None:

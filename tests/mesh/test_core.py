@@ -22,10 +22,13 @@ from mesh_building import (
 )
 from session_building import answered, conversation_of
 
+from edgellama.errors import DuplicateIdentityError
+from edgellama.link.connection import CLOSE_REASONS
 from edgellama.link.endpoint import Connected, DialFailed, Disconnected, Identity, MessageReceived
 from edgellama.mesh.core import MeshNode
 from edgellama.mesh.effects import (
     Effect,
+    GiveUp,
     LoadPlan,
     PromptTokens,
     Run,
@@ -40,6 +43,7 @@ from edgellama.mesh.session_keeping import SAVE_S
 from edgellama.testing.fake_model import CONTEXT_MAX, FakeTokenizer, ram_bytes
 from edgellama.values import Address, LinkCounters, NodeId, Span
 from edgellama.wire import messages as wire
+from edgellama.wire.frames import CloseCode
 
 GUEST = "f" * 32
 ADDRESS = Address("10.0.0.9", 7711)
@@ -94,6 +98,16 @@ def test_a_guest_is_no_member() -> None:
     assert desk.core.effects() == []
     assert [each.node for each in desk.core.membership.records()] == [A]
     assert desk.core.membership.connected() == []
+
+
+def test_a_node_whose_identity_another_has_taken_gives_up() -> None:
+    desk = Desk(record(B))
+    desk.core.handle_event(Disconnected(B, CLOSE_REASONS[CloseCode.UNHEARD]), desk.now)
+    assert of_kind(desk.core.effects(), GiveUp) == []
+    desk.core.handle_event(Disconnected(B, CLOSE_REASONS[CloseCode.REPLACED]), desk.now)
+    (give_up,) = of_kind(desk.core.effects(), GiveUp)
+    assert isinstance(give_up.error, DuplicateIdentityError)
+    assert "one home folder is a copy" in str(give_up.error)
 
 
 def test_a_guest_asks_and_cancels() -> None:
@@ -219,14 +233,15 @@ def test_every_part_with_a_timer_is_woken(monkeypatch: pytest.MonkeyPatch) -> No
     core = Desk(record(B)).core
     parts = [part for part in vars(core).values() if hasattr(part, "next_timer")]
     assert len(parts) >= 8
+    called: list[object] = []
     for part in parts:
         with monkeypatch.context() as patch:
-            called: list[object] = []
             patch.setattr(part, "next_timer", lambda: -1.0)
-            patch.setattr(part, "handle_timer", lambda *given, called=called: called.append(given))
+            patch.setattr(part, "handle_timer", lambda *given, **named: called.append(given))
             assert core.next_timer() == -1.0, part
             core.handle_timer(0.0)
             assert len(called) == 1, part
+            called.clear()
 
 
 def test_an_answer_in_a_session_is_recorded_while_it_is_made() -> None:

@@ -268,3 +268,22 @@ def test_joining_is_told_once() -> None:
     texts = [tell.text for tell in of_kind(outbox.drain(), Tell)]
     assert texts == ["n2 joined from 10.0.0.2"]
     assert [each.state for each in membership.living()] == [ALIVE] * 2
+
+
+def test_a_device_elsewhere_with_the_same_identity_is_told_of_once() -> None:
+    me = record(A, incarnation=7)
+    membership, outbox = view(record(B), me=me)
+    copied = record(A, incarnation=3, host="10.9.9.9")
+    quiet = [
+        me,
+        copied._replace(state=DEAD),
+        copied._replace(host=me.host),  # this device itself, before it started again
+        record(A, incarnation=9, host="10.9.9.9"),  # that one is told, and ends
+    ]
+    membership.receive_gossip(Gossip(tuple(quiet), ()), 1.0)
+    assert of_kind(outbox.drain(), Tell) == []
+    for _ in range(2):
+        membership.receive_gossip(Gossip((copied,), ()), 2.0)
+    (told,) = of_kind(outbox.drain(), Tell)
+    assert "10.9.9.9:7711" in told.text
+    assert membership.me == me
