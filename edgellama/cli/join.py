@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -95,7 +95,7 @@ def command(
     paths = StatePaths.locate()
     paths.make()
     ask_person = _ask_person if sys.stdin.isatty() else None
-    choice = key_choice(key, code, open_mesh=open_mesh)
+    choice = replace(key_choice(key, code, open_mesh=open_mesh), name=name or "")
     access = access_to_join(choice, paths, named, ask_person, mdns=not no_mdns)
     options = JoinOptions(
         mesh_key=access.key,

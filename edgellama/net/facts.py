@@ -413,8 +413,10 @@ def clean_name(text: str) -> str:
     return " ".join(printable.split())[:NAME_CHARACTERS_MAX].rstrip()
 
 
-def device_name() -> str:
-    """Return this device's name: its host name without the domain, or a phone's model."""
+def device_name(chosen: str = "") -> str:
+    """Return this device's name: the chosen one, its host name without the domain, or a model."""
+    if name := clean_name(chosen):
+        return name
     host = clean_name(socket.gethostname().partition(".")[0])
     if host and host.lower() != "localhost":
         return host

@@ -39,6 +39,7 @@ class KeyChoice:
     given: bytes | None = None  # by --key or EDGELLAMA_KEY
     open_mesh: bool = False
     code: str | None = None
+    name: str = ""  # of this device, for the person who lets it in
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -76,7 +77,7 @@ def access_to_join(
     if known is not None:
         return known
     if choice.code is not None:
-        return _joined_with(parse_code(choice.code), paths, named, mdns=mdns)
+        return _joined_with(parse_code(choice.code), choice.name, paths, named, mdns=mdns)
     if ask_person is None:
         return Access(b"")
     with contextlib.closing(_Surroundings(named, mdns=mdns)) as around:
@@ -89,7 +90,7 @@ def access_to_join(
         if not typed:
             return _made(paths)
         try:
-            return _joined_with(parse_code(typed), paths, named, mdns=mdns)
+            return _joined_with(parse_code(typed), choice.name, paths, named, mdns=mdns)
         except (MisuseError, NoMeshError) as error:
             last = error
             question = f"{error}\n{JOIN_CODE_QUESTION}"
@@ -113,7 +114,7 @@ def access_to_ask(choice: KeyChoice, paths: StatePaths, named: Sequence[Address]
     if known is not None:
         return known
     if choice.code is not None:
-        return _joined_with(parse_code(choice.code), paths, named, mdns=True)
+        return _joined_with(parse_code(choice.code), choice.name, paths, named, mdns=True)
     return Access(b"")
 
 
@@ -122,7 +123,7 @@ def _made(paths: StatePaths) -> Access:
 
 
 def _joined_with(
-    code: JoinCode, paths: StatePaths, named: Sequence[Address], *, mdns: bool
+    code: JoinCode, name: str, paths: StatePaths, named: Sequence[Address], *, mdns: bool
 ) -> Access:
     """Join by a code at the named devices, or at those that announce an invitation."""
     faults: list[str] = []
@@ -130,7 +131,7 @@ def _joined_with(
     with contextlib.closing(_Surroundings(named, mdns=mdns)) as around:
         for address in around.doors(LOOK_WITH_CODE_S):
             try:
-                welcome = ask_to_join(address, code, device_name())
+                welcome = ask_to_join(address, code, device_name(name))
             except WrongCodeError:
                 was_wrong = True  # by chance another device's invitation has the same slot
             except TransferError as error:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from edgellama.net.facts import clean_name, device_name
+from edgellama.net.facts import device_name
 from edgellama.net.paths import StatePaths
 from edgellama.node.join_settings import JoinSettings
 from edgellama.node.kernels import DeviceKernels
@@ -68,7 +68,7 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
             options.mesh_key,
             options.key_is_kept,
             options.model,
-            (clean_name(options.name) if options.name else "") or device_name(),
+            device_name(options.name or ""),
             MemoryOffer(options.ram_bytes, kernels.overhead_bytes),
             options.port,
             options.listen,

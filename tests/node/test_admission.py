@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edgellama.errors import MisuseError, NoMeshError
+from edgellama.net.facts import device_name
 from edgellama.net.invitations import Invitations
 from edgellama.net.mesh_key import MeshKeyFile
 from edgellama.net.pairing import Welcome, admit_device
@@ -147,6 +149,24 @@ def test_each_question_says_what_was_wrong_with_the_last_answer(
     assert plain == again == once_more == JOIN_CODE_QUESTION
     assert "nonsense" in first
     assert "zebra" in second
+
+
+@pytest.mark.parametrize(("chosen", "told"), [("beta\n", "beta"), ("", device_name())])
+def test_who_lets_a_device_in_is_told_the_name_that_it_has_chosen(
+    paths: StatePaths, chosen: str, told: str
+) -> None:
+    invitations, names = Invitations(), SimpleQueue[str]()
+    code = str(invitations.open())
+    server = WeightServer(
+        *("127.0.0.1", 0, WELCOME.mesh_key, lambda root: None),
+        admit=lambda stream: names.put(admit_device(stream, invitations, WELCOME)),
+    )
+    try:
+        address = Address("127.0.0.1", server.port)
+        join(KeyChoice(code=code, name=chosen), paths, [address])
+        assert names.get(timeout=30) == told
+    finally:
+        server.close()
 
 
 def test_an_empty_answer_makes_a_new_mesh(
