@@ -47,7 +47,7 @@ class LinkRates:
                 seen.latest = link.bytes_per_s
                 seen.at = self._take(seen, link.bytes_per_s, now)
 
-    def fetched(self, peer: NodeId, bytes_per_s: int, now: float) -> None:
+    def fetched(self, peer: NodeId, bytes_per_s: int) -> None:
         """Take what weights from a peer came at: the link carries as much, and maybe more."""
         seen = self._of(peer)
         if seen is not None and bytes_per_s > seen.bytes_per_s:

@@ -2,7 +2,8 @@
 
 A transfer fills the queue of the slowest link on its way, and every token then waits behind it. So
 its rate is halved when a token's way round the ring takes longer than the least of the last
-seconds, and the transfer stops when it takes much longer.
+seconds, and the transfer stops when it takes much longer. What tokens take longer while nothing is
+carried is not the transfer's doing: a device that is busy otherwise computes unevenly by itself.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ DECIDE_S: Final = 0.2  # between two decisions: what the last one changed must b
 QUIET_S: Final = 1.0  # without a token: nobody waits for any
 LEAST_WINDOW_S: Final = 10.0
 TRIPS_KEPT: Final = 3  # the middle one counts: a single late packet is no queue
+IDLE_RATE: Final = 32 << 10  # bytes a second; what carries less is no reason for any delay
+IDLE_TRIPS_MIN: Final = 8
+IDLE_TRIPS_MAX: Final = 32
+IDLE_S: Final = 30.0  # then what is known of tokens without a transfer is forgotten
 
 
 class DecodeDelay(NamedTuple):
@@ -60,7 +65,8 @@ def next_rate(rate: float, delay: DecodeDelay, carried: float) -> float:
     if over_s > max(STOP_S, STOP_SHARE * delay.least_s):
         return 0.0
     if over_s > max(SLOWER_S, SLOWER_SHARE * delay.least_s):
-        return max(RATE_LEAST, min(rate, carried) / 2)
+        # Below the least nothing helps but a pause, which also shows whose doing the delay is.
+        return max(RATE_LEAST, min(rate, carried) / 2) if rate > RATE_LEAST else 0.0
     if rate < RATE_LEAST:
         return RATE_LEAST
     grown = rate * GROWTH
@@ -74,6 +80,8 @@ class TransferPace:
         self._rate = UNLIMITED
         self._seen_at = self._decided_at = float("-inf")
         self._trips: deque[float] = deque(maxlen=TRIPS_KEPT)
+        self._idle: deque[float] = deque(maxlen=IDLE_TRIPS_MAX)  # over the least, nothing carried
+        self._idle_at = float("-inf")
 
     def token_came(self, delay: DecodeDelay, carried: float, now: float) -> None:
         """Take what home says of a token; ``carried``: bytes a second of late."""
@@ -82,10 +90,21 @@ class TransferPace:
             self._trips.clear()
         self._seen_at = now
         self._trips.append(delay.trip_s)
+        if carried < IDLE_RATE:
+            self._idle.append(delay.trip_s - delay.least_s)
+            self._idle_at = now
+        elif now > self._idle_at + IDLE_S:
+            self._idle.clear()
         if now >= self._decided_at + DECIDE_S:
             self._decided_at = now
-            middle = delay._replace(trip_s=median(self._trips))
+            middle = delay._replace(trip_s=median(self._trips) - self._uneven_s())
             self._rate = next_rate(self._rate, middle, carried)
+
+    def _uneven_s(self) -> float:
+        """Return what most tokens take no more over the least without any transfer."""
+        if len(self._idle) < IDLE_TRIPS_MIN:
+            return 0.0
+        return sorted(self._idle)[len(self._idle) * 3 // 4]
 
     def rate(self, now: float) -> float:
         """Return the bytes a second that are allowed; unlimited while no token flows."""

@@ -25,6 +25,11 @@ class WeightSource(NamedTuple):
     original: bool = False
     life: str = ""
 
+    @property
+    def node(self) -> str:
+        """The node's id, empty where it is not known."""
+        return self.life.partition(" ")[0]
+
     def __str__(self) -> str:
         return f"{self.name} ({self.address})" if self.name else str(self.address)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -45,6 +46,10 @@ class Progress(Protocol):
         """Say how far ``doing`` has come."""
 
 
+def _unheard(source: WeightSource, bytes_per_s: int) -> None:
+    """Tell nobody what came from where."""
+
+
 def _silent(doing: str, done_bytes: int, total_bytes: int) -> None:
     """Show nothing."""
 
@@ -64,6 +69,7 @@ class SpanLoader:
         tell: Callable[[str], None],
         progress: Progress = _silent,
         throttle: Throttle | None = None,
+        came: Callable[[WeightSource, int], None] = _unheard,
     ) -> None:
         self._store = store
         self._packed = packed
@@ -72,6 +78,7 @@ class SpanLoader:
         self._tell = tell
         self._progress = progress
         self._throttle = throttle or Throttle()
+        self._came = came  # is told how many bytes a second came from a source
 
     def load(
         self,
@@ -130,7 +137,10 @@ class SpanLoader:
             layers = [layer for layer in range(*span) if layer_part(layer) not in held]
             home = at_home and HOME_PART not in held
             told = self._told("fetching layers")
+            began = time.monotonic()
             fetched = fetch_layers(stored, gguf, config, layers, home, supply, told)
+            for source, count in fetched.items():
+                self._came(source, round(count / (time.monotonic() - began)))
         except BaseException:
             gguf.close()
             raise

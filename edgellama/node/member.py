@@ -51,7 +51,7 @@ from edgellama.node.key_requests import KeyRequests
 from edgellama.node.linking import linking
 from edgellama.node.load_thread import LoadThread
 from edgellama.node.loading import Progress, SpanLoader, own_model_facts
-from edgellama.node.measuring import link_facts
+from edgellama.node.measuring import RATE_PAST, link_facts
 from edgellama.node.memory_offer import CHECK_S
 from edgellama.node.session_thread import SessionThread
 from edgellama.values import Address, LinkCounters, LinkFacts, ModelFacts, NodeId
@@ -116,7 +116,7 @@ class Member:
         self._throttle = Throttle()
         self._loader = SpanLoader(
             *(self._store, PackedCache(paths.packed), settings.mesh_key, tell, progress),
-            self._throttle,
+            *(self._throttle, self._weights_came),
         )
         self._kernels = kernels
         self._compute = ComputeThread(Engine(kernels.now), self._job_done, self._crashed)
@@ -410,6 +410,10 @@ class Member:
     def _speed_tried(self, speed: DeviceSpeed) -> None:
         self._speed = speed
         self._driver.post(lambda now: self.core.speed_tried(speed, now))
+
+    def _weights_came(self, source: WeightSource, bytes_per_s: int) -> None:
+        rate = min(bytes_per_s, RATE_PAST - 1)
+        self._driver.post(lambda _: self.core.measurements.rates.fetched(source.node, rate))
 
     def _sources_now(self) -> Sequence[WeightSource]:
         return self._sources

@@ -46,11 +46,11 @@ def test_what_a_link_goes_on_saying_grows_old() -> None:
 
 def test_weights_raise_a_rate_and_never_lower_it() -> None:
     rates = LinkRates(B)
-    rates.fetched(C, 2_000_000, 0.0)
+    rates.fetched(C, 2_000_000)
     assert rates.rate(C) == 2_000_000
     assert rates.next_probe([link(C)], 0.0) == C  # it may carry more
     rates.look([link(C, 7_000_000)], 1.0)
-    rates.fetched(C, 3_000_000, 2.0)
+    rates.fetched(C, 3_000_000)
     assert rates.rate(C) == 7_000_000
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from edgellama.mesh.transfer_pace import (
@@ -33,13 +35,15 @@ MS = 1e-3
         (4 * MIB, 15.1, 10, 4 * MIB, 2 * MIB),
         (UNLIMITED, 15.1, 10, 4 * MIB, 2 * MIB),
         (40 * MIB, 30, 10, 4 * MIB, 2 * MIB),
-        (RATE_LEAST, 20, 10, 4 * MIB, RATE_LEAST),
+        (RATE_LEAST + 1, 20, 10, 4 * MIB, RATE_LEAST),
+        (RATE_LEAST, 20, 10, 4 * MIB, 0),
         (UNLIMITED, 20, 10, 0, RATE_LEAST),
         # More than 20 ms: nothing, and then little.
         (4 * MIB, 30.1, 10, 4 * MIB, 0),
         (UNLIMITED, 300, 10, 4 * MIB, 0),
         (0, 30.1, 10, 0, 0),
-        (0, 20, 10, 0, RATE_LEAST),
+        (0, 20, 10, 0, 0),
+        (0, 15, 10, 0, RATE_LEAST),
         (0, 12, 10, 0, RATE_LEAST),
         # Where a token takes long anyhow, a tenth of that, and four tenths.
         (4 * MIB, 540, 500, 4 * MIB, 5 * MIB),
@@ -131,6 +135,26 @@ class Queue:
         gone = min(self.waiting + offered, self.CAPACITY * seconds)
         self.waiting = min(self.waiting + offered - gone, self.BYTES_MAX)
         self.carried += gone
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ring_that_is_uneven_by_itself_does_not_hold_a_transfer_up(seed: int) -> None:
+    chance = random.Random(seed)
+    queue, pace, least = Queue(), TransferPace(), LeastOfLate()
+    now, waits, moved_before, windows = 1000.0, [], 0.0, [0.0] * 40
+    for _ in range(4000):
+        wait = queue.waiting / queue.CAPACITY
+        trip = 0.010 + chance.expovariate(1 / 0.012) + wait
+        pace.token_came(DecodeDelay(trip, least.take(trip, now)), sum(windows), now)
+        queue.run(pace.rate(now), 0.025)
+        windows = [*windows[1:], queue.carried - moved_before]  # of the last second
+        moved_before = queue.carried
+        waits.append(wait)
+        now += 0.025
+    assert queue.carried / (4000 * 0.025) > 0.1 * Queue.CAPACITY
+    late = sorted(waits)
+    assert late[len(late) // 2] < 0.006
+    assert late[len(late) * 9 // 10] < 0.040
 
 
 def test_beside_answers_a_transfer_leaves_the_queue_empty_and_still_moves() -> None:
