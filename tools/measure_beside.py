@@ -1,0 +1,180 @@
+"""Measure what a token takes while a newcomer fetches its layers, beside what it takes alone.
+
+Two devices answer; in the middle of the answer a third one joins, gets layers and fetches them from
+the device with the file. Each is a real process in a network namespace of its own, and sends no
+more than so many megabits a second. Prints one Markdown line a rate. Linux, root, ``tc``.
+
+    python tools/make_random_model.py --shape smollm-135m --type Q8_0 --context 6144 MODEL.gguf
+    python tools/measure_beside.py --model MODEL.gguf --ram 400M --megabits 50,200
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+NAME: Final = f"elbeside{os.getpid()}"
+PORT: Final = 7711
+READY_WAIT_S: Final = 120.0
+FETCH_WAIT_S: Final = 120.0
+FIRST_TOKENS: Final = 8  # while caches warm up
+POLL_S: Final = 0.02
+BLOCK_BYTES: Final = 512  # what st_blocks counts
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--ram", required=True, help="what each device offers")
+    parser.add_argument("--megabits", default="50,200")
+    parser.add_argument("--context", type=int, default=6144)
+    parser.add_argument("--tokens", type=int, default=5500)
+    parser.add_argument("--alone", type=float, default=5.0, help="seconds before the third joins")
+    arguments = parser.parse_args()
+    print("| Mbit/s | fetched | in | alone p50, p99, longest | beside p50, p99, longest | ratios |")
+    print("|---|---|---|---|---|---|")
+    for megabits in arguments.megabits.split(","):
+        print(_line(arguments, int(megabits)), flush=True)
+
+
+def _line(arguments: argparse.Namespace, megabits: int) -> str:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.callback(_remove)
+        for number in range(4):
+            _add_host(number, megabits)
+        nodes = [_join(arguments, folder, number) for number in (1, 2)]
+        stack.callback(_end, nodes)
+        _wait_ready()
+        measure_mesh = str(Path(__file__).with_name("measure_mesh.py"))
+        peer = ["--gaps-at", f"{_address(1)}:{PORT}", "--tokens", str(arguments.tokens)]
+        asker = subprocess.Popen(
+            [*_inside(1), sys.executable, measure_mesh, "--model", "", "--ram", "", *peer],
+            stdout=subprocess.PIPE,
+        )
+        stack.callback(asker.kill)
+        time.sleep(arguments.alone)
+        joined_at = time.perf_counter()
+        nodes.append(_join(arguments, folder, 3))
+        began, ended, fetched = _fetch(folder / "3")
+        arrivals: list[float] = json.loads(asker.communicate()[0])
+    assert arrivals[-1] > ended, "the answer ended before the layers were fetched: --tokens"
+    alone = _gaps_ms(arrivals, arrivals[FIRST_TOKENS], joined_at)
+    beside = _gaps_ms(arrivals, began, ended)
+    ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(alone, beside, strict=True))
+    cells = (", ".join(f"{each:.1f}" for each in three) + " ms" for three in (alone, beside))
+    columns = (f"{megabits}", f"{fetched / 1e6:.0f} MB", f"{ended - began:.1f} s", *cells, ratios)
+    return f"| {' | '.join(columns)} |"
+
+
+def _gaps_ms(arrivals: list[float], first: float, last: float) -> tuple[float, float, float]:
+    """Return the median, the 99th percentile and the longest time between two tokens."""
+    within = [each for each in arrivals if first <= each <= last]
+    gaps = sorted(1e3 * (after - before) for before, after in itertools.pairwise(within))
+    return statistics.median(gaps), gaps[int(0.99 * len(gaps))], gaps[-1]
+
+
+def _fetch(home: Path) -> tuple[float, float, int]:
+    """Wait for a fetch; return when its first and its last bytes came to the disk, and how many."""
+    deadline = time.perf_counter() + FETCH_WAIT_S
+    began = ended = 0.0
+    size = 0
+    while time.perf_counter() < deadline:
+        now_there = sum(each.stat().st_blocks for each in home.rglob("*.gguf.partial"))
+        now, size_now = time.perf_counter(), now_there * BLOCK_BYTES
+        if size_now > size:
+            began, ended, size = began or now, now, size_now
+        elif any(home.rglob("layer-*.bin")) and now > ended + 1.0 and size:
+            return began, ended, size
+        time.sleep(POLL_S)
+    raise SystemExit("the newcomer has not fetched its layers")
+
+
+def _join(arguments: argparse.Namespace, folder: Path, number: int) -> subprocess.Popen[bytes]:
+    options = ["--name", f"device{number}", "--ram", arguments.ram, "--threads", "1", "--no-mdns"]
+    options += ["--context", str(arguments.context), "--listen", _address(number)]
+    first = ["--model", str(arguments.model)]
+    options += first if number == 1 else ["--peer", f"{_address(1)}:{PORT}"]
+    return subprocess.Popen(
+        [*_inside(number), sys.executable, "-m", "edgellama", "join", *options],
+        env={**os.environ, "EDGELLAMA_HOME": str(folder / str(number))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _wait_ready() -> None:
+    deadline = time.monotonic() + READY_WAIT_S
+    status = [sys.executable, "-m", "edgellama", "status", "--json"]
+    while time.monotonic() < deadline:
+        run = subprocess.run(
+            [*_inside(1), *status, "--peer", f"{_address(1)}:{PORT}"],
+            capture_output=True,
+            check=False,
+        )
+        if run.returncode == 0 and json.loads(run.stdout)["ready"]:
+            stages = [each for each in json.loads(run.stdout)["nodes"] if each["layers"][1]]
+            if len(stages) == 2:
+                return
+        time.sleep(0.5)
+    raise SystemExit("two devices did not become ready")
+
+
+def _end(nodes: list[subprocess.Popen[bytes]]) -> None:
+    for node in nodes:
+        node.send_signal(signal.SIGTERM)
+    for node in nodes:
+        node.wait(60)
+
+
+# Host 0 is the switch; 1, 2 and 3 are devices.
+
+
+def _address(number: int) -> str:
+    return f"10.98.0.{number}"
+
+
+def _inside(number: int) -> list[str]:
+    return ["ip", "netns", "exec", f"{NAME}-{number}"]
+
+
+def _run(command: str) -> None:
+    subprocess.run(command.split(), check=True)
+
+
+def _add_host(number: int, megabits: int) -> None:
+    name = f"{NAME}-{number}"
+    _run(f"ip netns add {name}")
+    _run(f"ip -n {name} link set lo up")
+    if number == 0:
+        _run(f"ip -n {name} link add bridge0 type bridge")
+        _run(f"ip -n {name} link set bridge0 up")
+        return
+    peer = f"type veth peer name port{number} netns {NAME}-0"
+    _run(f"ip -n {name} link add eth0 {peer}")
+    _run(f"ip -n {NAME}-0 link set port{number} master bridge0 up")
+    _run(f"ip -n {name} addr add {_address(number)}/24 dev eth0")
+    _run(f"ip -n {name} link set eth0 up")
+    limit = f"tbf rate {megabits}mbit burst 16kb latency 50ms"
+    _run(f"ip netns exec {name} tc qdisc add dev eth0 root {limit}")
+
+
+def _remove() -> None:
+    for number in range(4):
+        subprocess.run(f"ip netns del {NAME}-{number}".split(), check=False, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()
