@@ -7,6 +7,7 @@ package's sources in the folder's name, no edit and no upgrade can meet an old b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -25,6 +26,12 @@ def sources_hash() -> str:
         text = path.read_bytes()
         digest.update(f"{path.name} {len(text)}\n".encode() + text)
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+@functools.cache
+def running_hash() -> str:
+    """Return the hash of the sources that this process runs: as they were when it first asked."""
+    return sources_hash()
 
 
 def parent_folder() -> Path:
@@ -46,7 +53,7 @@ def prepare() -> str | None:
     Returns None, or one line for a person when the folder cannot be written: numba would then
     quietly keep binaries elsewhere, so the kernels must be compiled without a cache.
     """
-    folder = parent_folder() / (PREFIX + sources_hash())
+    folder = parent_folder() / (PREFIX + running_hash())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -143,7 +143,7 @@ def prove_code(path: str) -> int:
 
 
 def _note() -> Path:
-    folder = cache_folder.PREFIX + cache_folder.sources_hash()
+    folder = cache_folder.PREFIX + cache_folder.running_hash()
     identity = target_choice.identity(target_choice.read_cpuinfo())
     return cache_folder.parent_folder() / folder / (NOTE + identity)
 
