@@ -40,6 +40,7 @@ def test_the_answer_goes_on_as_if_nothing_had_happened(
     try:
         asking.wait_for(STRUCK_AT)
         FAULTS[fault].strike(devices, struck)
+        assert not asking.heard.reason, "the answer was done before anything was struck"
         heard = asking.end()
     finally:
         asking.kill()
