@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import emulated_arm
 import pytest
 from hosts import GREEDY, PROMPT, Host, Mesh, Status
+from lossy_answers import DRAWN, LOSSY, answer_by_hand
 from network import Loopback
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ def both_work(status: Status) -> bool:
     return bool(status["ready"]) and len(working) == len(here) == 2
 
 
+def join_both(
+    pair: tuple[Mesh, Host, EmulatedHost], model: Path, backend: str, *options: str
+) -> str:
+    """Wait until both hold layers; return the name of home."""
+    mesh, own, other = pair
+    own.join(*mesh.at(own), "--model", model, "--ram", "500M", "--name", "laptop", *options)
+    other.join(*mesh.at(other), "--ram", "500M", "--name", "pi", "--backend", backend, *options)
+    status = mesh.wait(own, both_work, READY_WITHIN_S)
+    return next(str(node["name"]) for node in status["nodes"] if node["home"])
+
+
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_the_same_answer_as_alone(
     pair: tuple[Mesh, Host, EmulatedHost],
@@ -60,13 +72,22 @@ def test_the_same_answer_as_alone(
     backend: str,
 ) -> None:
     mesh, own, other = pair
-    own.join(*mesh.at(own), "--model", model, "--ram", "500M", "--name", "laptop")
-    other.join(*mesh.at(other), "--ram", "500M", "--name", "pi", "--backend", backend)
-    mesh.wait(own, both_work, READY_WITHIN_S)
+    join_both(pair, model, backend)
     answer = mesh.ask(own, PROMPT, "--json", *GREEDY).json
     assert answer["text"] == expected(*GREEDY)["text"]
     assert answer["tokens"] == expected(*GREEDY)["tokens"]
     assert mesh.ask(other, PROMPT, "--json", *GREEDY).json["tokens"] == answer["tokens"]
+    for host in (own, other):
+        assert host.leave().code == 0
+
+
+def test_an_int8_cache_and_q8_links(pair: tuple[Mesh, Host, EmulatedHost], model: Path) -> None:
+    mesh, own, other = pair
+    home = join_both(pair, model, "numba", *LOSSY)
+    answer = mesh.ask(own, PROMPT, "--json", *DRAWN).json
+    assert len(answer["route"]) == 2
+    prompt = answer["prompt_tokens"]
+    assert answer["tokens"] == answer_by_hand(model, home, answer["route"], prompt)
     for host in (own, other):
         assert host.leave().code == 0
 
