@@ -61,6 +61,8 @@ def join_both(
     own.join(*mesh.at(own), "--model", model, "--ram", "500M", "--name", "laptop", *options)
     other.join(*mesh.at(other), "--ram", "500M", "--name", "pi", "--backend", backend, *options)
     status = mesh.wait(own, both_work, READY_WITHIN_S)
+    backends = {node["name"]: node["backend"] for node in status["nodes"]}
+    assert backends["pi"] == backend
     return next(str(node["name"]) for node in status["nodes"] if node["home"])
 
 
