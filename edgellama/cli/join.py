@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -136,7 +137,11 @@ def _run(options: JoinOptions, access: Access) -> None:
         )
         if access.is_new:
             view.invite(*member.invite())
-        while not leaving.asked and not member.wait(view.refresh_s):
+        is_leaving = False
+        while not member.wait(view.refresh_s):
+            if leaving.asked and not is_leaving:
+                is_leaving = True
+                member.hand_over()
             view.show(member.status())
 
 
@@ -148,21 +153,38 @@ def _ask_person(question: str) -> str:
 
 @dataclass
 class _Leaving:
-    """What Ctrl-C and SIGTERM have asked for."""
+    """What a signal has asked for."""
 
     started: bool = False
     asked: bool = False
 
 
 def _leave_on_signals() -> _Leaving:
-    """Note Ctrl-C and SIGTERM once the member runs; before that they end the command at once."""
-    leaving = _Leaving()
+    """Note signals to end once the member runs; before that, and a second time, they do at once.
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed, unless ``nohup`` keeps it away.
+    """
+    leaving = _Leaving()
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows knows none
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == hang_up:
+            _to_nowhere(terminals)
         if not leaving.started or leaving.asked:
             raise KeyboardInterrupt
         leaving.asked = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        signal.signal(hang_up, handle)
     return leaving
+
+
+def _to_nowhere(terminals: list[int]) -> None:
+    """Let what is still said go nowhere: a write to a terminal that is closed is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in terminals:
+        os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -30,6 +30,7 @@ from edgellama.mesh.effects import (
 )
 from edgellama.mesh.gateway import Gateway
 from edgellama.mesh.home import Home
+from edgellama.mesh.leaving import Leaving
 from edgellama.mesh.measurements import Measurements
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.planning import Planning
@@ -48,6 +49,8 @@ from edgellama.wire.measurement_messages import (
     RateProbe,
 )
 from edgellama.wire.messages import (
+    RESTS,
+    STAYS,
     Ask,
     AskInSession,
     Cancel,
@@ -119,6 +122,7 @@ class MeshNode:
         )
         self.measurements = Measurements(me.node, self._outbox, surroundings.links)
         self.planning = Planning(self.membership, self.measurements, sessions_max, self._outbox)
+        self.leaving = Leaving(self.membership, self.planning, self._outbox)
         self.stage = StageRole(
             me.node, self._outbox, lambda: surroundings.counters(None), self._peer_reads_lz4
         )
@@ -163,7 +167,7 @@ class MeshNode:
             return self._now  # those who wait for each other begin at once to give signs of life
         parts = (
             *(self.membership, self.reach, self.measurements, self.planning),
-            *(self.home, self.stage, self.gateway, self.sessions),
+            *(self.home, self.stage, self.gateway, self.sessions, self.leaving),
         )
         timers = [part.next_timer() for part in parts]
         return min((timer for timer in timers if timer is not None), default=None)
@@ -188,6 +192,7 @@ class MeshNode:
         self.home.handle_timer(now)
         self.stage.handle_timer(now)
         self.sessions.handle_timer(now, self.gateway.requests)
+        self.leaving.handle_timer(now)
 
     def _heartbeat(self) -> Heartbeat:
         active = self.planning.active
@@ -209,8 +214,18 @@ class MeshNode:
             awaited.add(self.planning.leader)
         return awaited - {self._me}
 
+    def hand_over(self, now: float) -> None:
+        """Let the others take over what this node does; ``HandedOver`` says that it may leave."""
+        self._now = now
+        self.leaving.begin(now)
+
+    def rest(self, now: float, *, resting: bool) -> None:
+        """Take no layers from the next plan on, or take them again."""
+        self._now = now
+        self.membership.set_intent(RESTS if resting else STAYS, now)
+
     def leave(self, now: float) -> None:
-        """Tell the others that this node goes."""
+        """Tell the others that this node goes, now."""
         self.sessions.leave(now)
         self.membership.leave(now)
 
@@ -432,6 +447,7 @@ class MeshNode:
         self.stage.follow(plan, facts.width, self._now)
         self.home.follow(plan, self._surroundings.vocabulary(), self._now)
         self.gateway.follow(plan)
+        self.leaving.handle_timer(self._now)
 
     def _job_failed(self, job: Job, error: EdgellamaError) -> None:
         if isinstance(job, CloseJob | ForgetJob):

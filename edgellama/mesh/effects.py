@@ -108,6 +108,11 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
+class HandedOver:
+    """Nothing waits for this node any more, or it has waited long enough: it may leave."""
+
+
+@dataclass(frozen=True)
 class TokenizeJob:
     """Turn what is asked into tokens that leave room in ``context``; the result is PromptTokens."""
 
@@ -252,6 +257,7 @@ Effect = (
     | RemoveConversation
     | Administer
     | GiveUp
+    | HandedOver
     | Run
 )
 

@@ -18,10 +18,13 @@ from edgellama.plan.sizes import format_size
 from edgellama.values import Address, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
+    LEAVES,
     LEFT,
     MEMBER_STATES,
     MEMBERS_MAX,
     MODELS_MAX,
+    RESTS,
+    STAYS,
     VERSION_PAST,
     Gossip,
     Heartbeat,
@@ -38,6 +41,8 @@ DOUBLES_TOLD_MAX: Final = 4
 SEEDS_REDIAL_S: Final = 5.0  # above a dial's own time, so that dials do not pile up
 REDIAL_DEAD_S: Final = 10.0  # a device that slept comes back by itself; this only helps it
 REDIAL_RELAYED_S: Final = 10.0  # a member that is reached by way of another
+
+_WANTS: Final = {STAYS: "takes layers again", RESTS: "wants to rest", LEAVES: "wants to leave"}
 
 
 def _rank(record: MemberRecord) -> tuple[int, int, int]:
@@ -78,6 +83,10 @@ class Membership:
     def living(self) -> list[MemberRecord]:
         """Return the records of the members that are alive, in the order of their ids."""
         return [record for record in self.records() if record.state == ALIVE]
+
+    def staying(self) -> list[MemberRecord]:
+        """Return the records of the living that take layers, in the order of their ids."""
+        return [record for record in self.living() if record.intent == STAYS]
 
     def record(self, node: NodeId) -> MemberRecord | None:
         """Return what is known of a node."""
@@ -149,6 +158,15 @@ class Membership:
             Tell(f"{self.me.name} offers {format_size(ram_bytes)} now, not {format_size(before)}")
         )
         self._tell_all()
+
+    def set_intent(self, intent: str, now: float) -> None:
+        """Tell every member that this node wants no layers from the next plan on, or does again.
+
+        What has said that it leaves does not change its mind.
+        """
+        if self.me.intent not in (intent, LEAVES):
+            self._put(self.me._replace(intent=intent, version=self.me.version + 1), now)
+            self._tell_all()
 
     def leave(self, now: float) -> None:
         """Tell every member that this node goes, so that nobody waits for it."""
@@ -260,6 +278,8 @@ class Membership:
             self._outbox.put(Tell(f"{record.name} joined from {record.host}"))
         elif record.state != ALIVE and was_there:
             self._outbox.put(Tell(f"{record.name} {'left' if record.state == LEFT else 'is lost'}"))
+        elif before is not None and was_there and record.intent != before.intent:
+            self._outbox.put(Tell(f"{record.name} {_WANTS[record.intent]}"))
 
     def _gossip(self) -> Gossip:
         return Gossip(tuple(self.records()), tuple(self._models[r] for r in sorted(self._models)))

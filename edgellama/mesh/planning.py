@@ -1,18 +1,18 @@
 """Epochs: who proposes a plan, when, and how all come to follow the same one.
 
-The leader is the living member with the lowest id. When the view has been still for a moment and
-the placement that the facts ask for is not the one in force, it proposes a plan under a greater
-epoch; the stages load and say so; the leader announces the plan as active. Of two plans the
-greater (epoch, leader) wins everywhere, so there is nothing to vote on.
+The leader is the living member with the lowest id that takes layers. When the view has been still
+for a moment and the placement that the facts ask for is not the one in force, it proposes a plan
+under a greater epoch; the stages load and say so; the leader announces the plan as active. Of two
+plans the greater (epoch, leader) wins everywhere, so there is nothing to vote on.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
-from edgellama.errors import KernelConflictError, ModelConflictError
+from edgellama.mesh.conflicts import other_kernels, other_model
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
+from edgellama.mesh.epochs import epoch_after, plan_number
 from edgellama.plan.choice import Choice, choose
 from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
 from edgellama.plan.wires import wires_of
@@ -32,28 +32,12 @@ if TYPE_CHECKING:
     from edgellama.mesh.measurements import Measurements
     from edgellama.mesh.membership import Membership
 
-LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
 INCARNATION_PAST: Final = 1 << 64
 MEASURED_S: Final = 10.0  # from news of measurements to a look at the plan; each look doubles it
 MEASURED_MAX_S: Final = 640.0
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 SETTLE_LOST_S: Final = 0.05  # when a stage is lost answers wait: only for others lost with it
 CONTEXT_DEFAULT: Final = 2048
-
-
-def plan_number(epoch: int) -> int:
-    """Return the number of a plan for a person: it counts up from 1."""
-    return epoch >> LEADER_BITS
-
-
-def _epoch_after(seen: int, leader: MemberRecord) -> int:
-    """Return an epoch above ``seen`` that no other leader, and no other life of it, would take.
-
-    Steps are told apart by their epoch alone, so two plans must never share one.
-    """
-    life = f"{leader.node} {leader.incarnation}".encode()
-    tag = int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
-    return (plan_number(seen) + 1) << LEADER_BITS | tag
 
 
 class Planning:
@@ -80,6 +64,7 @@ class Planning:
         self._loaded = False  # this node holds its span of the greatest plan
         self._ready: set[NodeId] = set()
         self._lives: dict[NodeId, int] = {}  # the incarnation of each of its stages
+        self._active_lives: dict[NodeId, int] = {}  # the same of the plan in force
         self._split = RAM  # what the greatest plan was made by
         self._predicted: tuple[StageTimes, ...] = ()
         self._unfit: set[tuple[NodeId, int]] = set()  # could not load; until the view changes
@@ -89,6 +74,7 @@ class Planning:
         self._look_again_at: float | None = None
         self._measured_wait_s = MEASURED_S
         self._trouble = ""  # why no plan could be made when the view had last settled
+        self.shortage = ""  # why those who take layers cannot hold the model; it may be served
 
     @property
     def active(self) -> Plan | None:
@@ -132,6 +118,14 @@ class Planning:
     def is_changing(self) -> bool:
         """Whether a greater plan than the one in force here is being loaded somewhere."""
         return self._greatest is not None and self._greatest != self._active
+
+    @property
+    def needs_me(self) -> bool:
+        """Whether answers would miss this node now: nothing that is in force does without it."""
+        return self._active is not None and (self.is_changing or self._holds(self._active))
+
+    def _holds(self, plan: Plan) -> bool:
+        return plan.stage_of(self._me) is not None
 
     def held_bytes(self) -> int:
         """Return what this node holds of the model by the plan in force."""
@@ -271,9 +265,9 @@ class Planning:
 
     @property
     def leader(self) -> NodeId:
-        """The living member with the lowest id."""
-        living = self._membership.living()
-        return min((record.node for record in living), default=self._me)
+        """The living member with the lowest id; who rests leads only where all do."""
+        members = self._membership.staying() or self._membership.living()
+        return min((record.node for record in members), default=self._me)
 
     def _is_leader(self) -> bool:
         return self._me == self.leader
@@ -296,29 +290,12 @@ class Planning:
         me = self._membership.me
         first = min(self._membership.living(), key=_seniority, default=me)
         if me.kernel_digest != first.kernel_digest:
-            self._outbox.put(
-                GiveUp(
-                    KernelConflictError(
-                        f"this device (edgellama {me.release}, {me.backend}) and {first.name} "
-                        f"(edgellama {first.release}, {first.backend}) do not compute the same "
-                        "numbers; run the same release on both, or try --backend numpy"
-                    )
-                )
-            )
+            self._outbox.put(GiveUp(other_kernels(me, first)))
         root = self._model_root()
-        if not me.model_root or me.model_root == root:
-            return
-        facts = self.facts()
-        host = next((r.name for r in self._offers() if r.model_root == root), "another device")
-        name = facts.name if facts else root[:12]
-        self._outbox.put(
-            GiveUp(
-                ModelConflictError(
-                    f"this mesh already hosts the model {name!r} offered by {host}; join without "
-                    "--model to help with it, or start a mesh of its own with another EDGELLAMA_KEY"
-                )
-            )
-        )
+        if me.model_root and me.model_root != root:
+            facts = self.facts()
+            host = next((r.name for r in self._offers() if r.model_root == root), "another device")
+            self._outbox.put(GiveUp(other_model(facts.name if facts else root[:12], host)))
 
     def _consider(self) -> None:
         facts = self.facts()
@@ -328,6 +305,7 @@ class Planning:
         requirements = self.requirements(facts)
         split = self._wanted_split()
         choice = self._choice(facts, requirements, split)
+        self.shortage = choice.reason if isinstance(choice, Unplaceable) else ""
         if isinstance(choice, Unplaceable):
             if self._is_serving(facts):
                 # What was placed is placed: less memory than was offered is no reason to stop.
@@ -337,7 +315,7 @@ class Planning:
             return
         self._trouble = ""
         plan = Plan(
-            _epoch_after(self._epoch_seen, self._membership.me),
+            epoch_after(self._epoch_seen, self._membership.me),
             self._me,
             facts.root,
             requirements.context,
@@ -361,21 +339,38 @@ class Planning:
                 self._measurements.speed(record.node),
                 record.wire,
             )
-            for record in self._membership.living()
+            for record in self._membership.staying()
             if (record.node, record.incarnation) not in self._unfit
         ]
 
     def _choice(
         self, facts: ModelFacts, requirements: Requirements, split: str
     ) -> Choice | Unplaceable:
-        plan = self._greatest
+        plan = self._kept_plan()
         held = plan.stages if plan is not None and plan.model_root == facts.root else ()
         links = self._measurements.links()
         return choose(facts, self.devices(), links, requirements, split, held)
 
+    def _kept_plan(self) -> Plan | None:
+        """Return the plan that the next one is to be like.
+
+        The greatest, unless it is being prepared and cannot come to be while the one in force can
+        stay: a newcomer that is lost while it loads costs nothing.
+        """
+        greatest, active = self._greatest, self._active
+        if greatest is None or active is None or not self.is_changing:
+            return greatest
+        if self._can_stay(greatest, self._lives) and not self._has_failed:
+            return greatest
+        return active if self._can_stay(active, self._active_lives) else greatest
+
+    def _can_stay(self, plan: Plan, lives: dict[NodeId, int]) -> bool:
+        staying = {record.node for record in self._membership.staying()}
+        return self._is_whole(plan, lives) and all(each.node in staying for each in plan.stages)
+
     def _wanted_split(self) -> str:
         """Return what to split by: as the eldest member that asks for any, else as so far."""
-        asked = [record for record in self._membership.living() if record.split]
+        asked = [record for record in self._membership.staying() if record.split]
         return min(asked, key=_seniority).split if asked else self._split
 
     def _set_trouble(self, trouble: str) -> None:
@@ -385,10 +380,11 @@ class Planning:
 
     def requirements(self, facts: ModelFacts) -> Requirements:
         """Return for how much KV cache there must be room."""
-        asked = [record.context for record in self._membership.living() if record.context]
+        staying = self._membership.staying()
+        asked = [record.context for record in staying if record.context]
         context = min([*asked, facts.context_max]) if asked else facts.context_max
         context = context if asked else min(context, CONTEXT_DEFAULT)
-        wanted = [record.sessions for record in self._membership.living() if record.sessions]
+        wanted = [record.sessions for record in staying if record.sessions]
         sessions_max = min(wanted, default=self._sessions_max)
         return Requirements(context, sessions_max, self._kv_kind(facts))
 
@@ -477,7 +473,7 @@ class Planning:
         if plan.stage_of(self._me) is not None and not self._loaded:
             return False
         self._active = plan
-        self._active_facts = self._facts
+        self._active_facts, self._active_lives = self._facts, self._lives
         self._outbox.put(DropEpochsBefore(plan.epoch))
         return True
 

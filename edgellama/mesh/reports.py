@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellama.mesh.planning import Planning, plan_number
+from edgellama.mesh.epochs import plan_number
 from edgellama.plan.costs import row_bytes
 from edgellama.values import KV_F16, Plan, Span
 from edgellama.wire.measurement_messages import FactsReply, LinkMeter, MeterReply
@@ -13,6 +13,7 @@ from edgellama.wire.messages import MemberRecord, MemberStatus, StatusReply
 if TYPE_CHECKING:
     from edgellama.mesh.measurements import Measurements
     from edgellama.mesh.membership import Membership
+    from edgellama.mesh.planning import Planning
     from edgellama.mesh.surroundings import Surroundings
 
 

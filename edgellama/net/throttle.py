@@ -29,6 +29,8 @@ class Throttle:
         self._window_at = 0.0
         self._window_bytes = 0
         self._carried = 0.0  # bytes a second, in the last whole window
+        self.is_urgent = False
+        """Whether a device that holds layers goes soon: then no token is worth a pause later."""
 
     def token_came(self, delay: DecodeDelay) -> None:
         """Take what home says of a token."""
@@ -40,7 +42,7 @@ class Throttle:
     def rate(self) -> float:
         """Return the bytes a second that are allowed now."""
         with self._lock:
-            return self._pace.rate(time.monotonic())
+            return self._rate(time.monotonic())
 
     def is_limited(self) -> bool:
         """Return whether answers are being made that weights could make slower."""
@@ -68,11 +70,14 @@ class Throttle:
         now = time.monotonic()
         with self._lock:
             self._count(count, now)
-            rate = max(self._pace.rate(now), RATE_LEAST)
+            rate = max(self._rate(now), RATE_LEAST)
             start = max(self._free_at, now)
             self._free_at = start + count / rate
         if start > now:
             time.sleep(start - now)
+
+    def _rate(self, now: float) -> float:
+        return UNLIMITED if self.is_urgent else self._pace.rate(now)
 
     def _count(self, count: int, now: float) -> None:
         if now >= self._window_at + _CARRIED_WINDOW_S:

@@ -22,6 +22,7 @@ from edgellama.mesh.effects import (
     DropEpochsBefore,
     Effect,
     GiveUp,
+    HandedOver,
     HangUp,
     Job,
     JobResult,
@@ -56,7 +57,7 @@ from edgellama.node.memory_offer import CHECK_S
 from edgellama.node.session_thread import SessionThread
 from edgellama.values import Address, LinkCounters, LinkFacts, ModelFacts, NodeId
 from edgellama.wire.activations import lz4_available
-from edgellama.wire.messages import ALIVE, MemberRecord, StatusReply, encode
+from edgellama.wire.messages import ALIVE, LEAVES, MemberRecord, StatusReply, encode
 
 if TYPE_CHECKING:
     import socket
@@ -119,7 +120,7 @@ class Member:
             *(self._throttle, self._weights_came),
         )
         self._kernels = kernels
-        self._compute = ComputeThread(Engine(kernels.now), self._job_done, self._crashed)
+        self._compute = ComputeThread(Engine(kernels.now), self._job_done, self._end)
         self._compute.start()
         kernel_digest = self._compute.prove()
 
@@ -214,6 +215,10 @@ class Member:
         """Return whether the node has ended by itself within ``timeout_s``."""
         return self._ended.wait(timeout_s)
 
+    def hand_over(self) -> None:
+        """Let the others take over what this device does; then the node ends by itself."""
+        self._act(self.core.hand_over)
+
     def stop(self) -> None:
         """Leave the mesh, end the threads; raise the error that ended the node, if one did."""
         self._paths.remove_run_file()
@@ -298,6 +303,15 @@ class Member:
         self.core.handle_timer(now)
         self._carry_out(now)
 
+    def _act(self, call: Callable[[float], None]) -> None:
+        """Have the I/O thread run ``call(now)``, and do what comes of it."""
+
+        def act(now: float) -> None:
+            call(now)
+            self._carry_out(now)
+
+        self._driver.post(act)
+
     def _carry_out(self, now: float) -> None:
         while effects := self.core.effects():
             for effect in effects:
@@ -305,6 +319,8 @@ class Member:
             if self._sources_at != self.core.membership.changed_at:
                 self._sources_at = self.core.membership.changed_at
                 self._sources = self._weight_sources()
+                intents = {each.intent for each in self.core.membership.living()}
+                self._throttle.is_urgent = LEAVES in intents
                 # A plan may follow: it shall be made of what there is now.
                 self._offer_again(self._settings.offer.changed(), now)
 
@@ -330,6 +346,8 @@ class Member:
                 self._tell(effect.text)
             case Administer():
                 self._key_requests.administer(effect, now)
+            case HandedOver():
+                self._ended.set()
             case GiveUp():
                 self._end(effect.error)
 
@@ -420,36 +438,29 @@ class Member:
 
     def _report_load(self, wanted: LoadPlan, error: EdgellamaError) -> None:
         self._tell(str(error))
-        self._driver.post(lambda now: self._plan_failed(wanted, error, now))
-
-    def _plan_failed(self, wanted: LoadPlan, error: EdgellamaError, now: float) -> None:
-        self.core.plan_failed(wanted.plan.epoch, error, now)
-        self._carry_out(now)
+        self._act(lambda now: self.core.plan_failed(wanted.plan.epoch, error, now))
 
     def _installed(self, loaded: LoadedSpan) -> None:
         def installed(now: float) -> None:
             if loaded.tokenizer is not None:
                 self._tokenizer = loaded.tokenizer
             self.core.plan_loaded(loaded.plan.epoch, now)
-            self._carry_out(now)
 
-        self._driver.post(installed)
+        self._act(installed)
 
     def _job_done(self, job: Job, result: JobResult | EdgellamaError, elapsed_ns: int) -> None:
         def done(now: float) -> None:
             self.core.job_timed(job, elapsed_ns)
             self.core.job_done(job, result, now)
-            self._carry_out(now)
 
-        self._driver.post(done)
+        self._act(done)
 
     def _better_kernels(self, kernels: Kernels) -> None:
         def used(now: float) -> None:
             self.core.stage.row_codec = kernels.row_codec
             self.core.membership.set_backend(kernels.name, now)
-            self._carry_out(now)
 
-        self._compute.use(kernels, lambda: self._driver.post(used))
+        self._compute.use(kernels, lambda: self._act(used))
         self._compute.try_speed(self._speed_tried)
 
     def _leave(self, now: float) -> None:
@@ -482,9 +493,6 @@ class Member:
             self._peers.save()
         except EdgellamaError as error:
             self._tell(str(error))
-
-    def _crashed(self, error: BaseException) -> None:
-        self._end(error)
 
     def _end(self, error: BaseException) -> None:
         self._error = self._error or error

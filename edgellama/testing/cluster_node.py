@@ -14,6 +14,7 @@ from edgellama.mesh.effects import (
     DropEpochsBefore,
     Effect,
     GiveUp,
+    HandedOver,
     HangUp,
     Job,
     LoadPlan,
@@ -146,6 +147,14 @@ class ClusterNode:
         answer.cancelled = True
         self._act(lambda now: self.core.cancel(answer.ask.request, now))
 
+    def hand_over(self) -> None:
+        """Leave when the others have taken over, as ``join`` does on Ctrl-C."""
+        self._act(self.core.hand_over)
+
+    def rest(self, *, resting: bool) -> None:
+        """Want no layers, or want them again, as a phone does by its battery."""
+        self._act(lambda now: self.core.rest(now, resting=resting))
+
     def leave(self) -> None:
         """Go with a word."""
 
@@ -207,6 +216,8 @@ class ClusterNode:
                 self._answered(effect.message)
             case Tell():
                 self.told.append(effect.text)
+            case HandedOver():
+                self._cluster.network.at(self._cluster.network.now, self.leave)
             case GiveUp():
                 self.error = self.error or effect.error
                 self._cluster.network.at(self._cluster.network.now, self.leave)

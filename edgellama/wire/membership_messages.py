@@ -48,6 +48,11 @@ LEFT: Final = "left"
 DEAD: Final = "dead"
 MEMBER_STATES: Final = (ALIVE, DEAD, LEFT)
 
+STAYS: Final = ""
+RESTS: Final = "rests"
+LEAVES: Final = "leaves"
+INTENTS: Final = (STAYS, RESTS, LEAVES)
+
 
 class MemberRecord(NamedTuple):
     """What a member says of itself, under a version that only it raises.
@@ -57,6 +62,7 @@ class MemberRecord(NamedTuple):
     layers shall be split by, or empty; ``kv_kind`` how keys and values shall be kept, or empty;
     ``wire`` how its links shall carry hidden states, or empty where others may say so.
     ``sessions`` is how many answers at once it asks to have room for, 0 when others may say so.
+    ``intent`` is STAYS, or it wants no layers from the next plan on: RESTS, or LEAVES as it goes.
     """
 
     node: NodeId
@@ -78,6 +84,7 @@ class MemberRecord(NamedTuple):
     kv_kind: str = ""
     wire: str = ""
     sessions: int = 0
+    intent: str = STAYS
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ MEMBER: Final = Record(
     *(_U16, _U16, _U48, _U32),
     *(Text(16), Text(64), Hexadecimal(ROOT_DIGITS, optional=True), Flag(), Text(32)),
     *(Choice("", *SPLITS), Choice("", *KV_KINDS), Choice("", *WIRES)),
-    Whole(0, PLAN_SESSIONS_MAX),
+    *(Whole(0, PLAN_SESSIONS_MAX), Choice(*INTENTS)),
 )
 MODEL: Final = Record(
     *(ModelFacts, _ROOT, Text(128), _U48, Whole(1, WIDTH_MAX), Whole(1, (1 << 32) - 1)),

@@ -8,10 +8,10 @@ from planning_desk import OTHER, ROOT, Desk, offering
 
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Tell
+from edgellama.mesh.epochs import plan_number
 from edgellama.mesh.planning import (
     CONTEXT_DEFAULT,
     SETTLE_S,
-    plan_number,
 )
 from edgellama.testing.fake_model import ram_bytes
 from edgellama.values import (

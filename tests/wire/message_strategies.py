@@ -67,6 +67,7 @@ members = st.builds(
     split=st.sampled_from(("", *SPLITS)),
     wire=st.sampled_from(("", *WIRES)),
     sessions=st.integers(0, wire.PLAN_SESSIONS_MAX),
+    intent=st.sampled_from((wire.STAYS, wire.RESTS, wire.LEAVES)),
 )
 models = st.builds(
     ModelFacts,

@@ -1,0 +1,26 @@
+"""The numbers of plans: no two plans share one, and a later plan has the greater."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from edgellama.wire.messages import MemberRecord
+
+LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
+
+
+def plan_number(epoch: int) -> int:
+    """Return the number of a plan for a person: it counts up from 1."""
+    return epoch >> LEADER_BITS
+
+
+def epoch_after(seen: int, leader: MemberRecord) -> int:
+    """Return an epoch above ``seen`` that no other leader, and no other life of it, would take.
+
+    Steps are told apart by their epoch alone, so two plans must never share one.
+    """
+    life = f"{leader.node} {leader.incarnation}".encode()
+    tag = int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
+    return (plan_number(seen) + 1) << LEADER_BITS | tag
