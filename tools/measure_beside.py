@@ -5,7 +5,7 @@ the device with the file. Each is a real process in a network namespace of its o
 more than so many megabits a second. Prints one Markdown line a rate. Linux, root, ``tc``.
 
     python tools/make_random_model.py --shape smollm-135m --type Q8_0 --context 6144 MODEL.gguf
-    python tools/measure_beside.py --model MODEL.gguf --ram 400M --megabits 50,200
+    python tools/measure_beside.py --model MODEL.gguf --megabits 50,200
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from edgellama.net.paths import StatePaths
+from edgellama.node.asking import mesh_asker
+from edgellama.node.mesh_benchmark import benchmark_ask
+from edgellama.values import Address
+from edgellama.wire.messages import Piece
+
 NAME: Final = f"elbeside{os.getpid()}"
 PORT: Final = 7711
 READY_WAIT_S: Final = 120.0
@@ -36,13 +42,17 @@ BLOCK_BYTES: Final = 512  # what st_blocks counts
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--ram", required=True, help="what each device offers")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--ram", default="330M", help="what each device offers")
     parser.add_argument("--megabits", default="50,200")
     parser.add_argument("--context", type=int, default=6144)
     parser.add_argument("--tokens", type=int, default=5500)
     parser.add_argument("--alone", type=float, default=5.0, help="seconds before the third joins")
+    parser.add_argument("--asks", type=int, help=argparse.SUPPRESS)  # the part that asks
     arguments = parser.parse_args()
+    if arguments.asks:
+        _print_arrivals(arguments.asks)
+        return
     print("| Mbit/s | fetched | in | alone p50, p99, longest | beside p50, p99, longest | ratios |")
     print("|---|---|---|---|---|---|")
     for megabits in arguments.megabits.split(","):
@@ -58,25 +68,33 @@ def _line(arguments: argparse.Namespace, megabits: int) -> str:
         nodes = [_join(arguments, folder, number) for number in (1, 2)]
         stack.callback(_end, nodes)
         _wait_ready()
-        measure_mesh = str(Path(__file__).with_name("measure_mesh.py"))
-        peer = ["--gaps-at", f"{_address(1)}:{PORT}", "--tokens", str(arguments.tokens)]
+        told = stack.enter_context((folder / "arrivals").open("w"))
         asker = subprocess.Popen(
-            [*_inside(1), sys.executable, measure_mesh, "--model", "", "--ram", "", *peer],
-            stdout=subprocess.PIPE,
+            [*_inside(1), sys.executable, __file__, "--asks", str(arguments.tokens)], stdout=told
         )
+        stack.callback(asker.wait)
         stack.callback(asker.kill)
         time.sleep(arguments.alone)
         joined_at = time.perf_counter()
         nodes.append(_join(arguments, folder, 3))
         began, ended, fetched = _fetch(folder / "3")
-        arrivals: list[float] = json.loads(asker.communicate()[0])
-    assert arrivals[-1] > ended, "the answer ended before the layers were fetched: --tokens"
+        arrivals = [float(line) for line in (folder / "arrivals").read_text().splitlines()]
+    assert arrivals[-1] > ended - 1.0, "the answer ended before the layers were fetched: --tokens"
     alone = _gaps_ms(arrivals, arrivals[FIRST_TOKENS], joined_at)
     beside = _gaps_ms(arrivals, began, ended)
     ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(alone, beside, strict=True))
     cells = (", ".join(f"{each:.1f}" for each in three) + " ms" for three in (alone, beside))
     columns = (f"{megabits}", f"{fetched / 1e6:.0f} MB", f"{ended - began:.1f} s", *cells, ratios)
     return f"| {' | '.join(columns)} |"
+
+
+def _print_arrivals(tokens: int) -> None:
+    """Ask the first device and print when each token came, in seconds."""
+    with mesh_asker([Address(_address(1), PORT)], b"", StatePaths.locate()) as asker:
+        for message in asker.answer(benchmark_ask(tokens)):
+            if isinstance(message, Piece):
+                for _ in message.tokens:
+                    print(time.perf_counter(), flush=True)
 
 
 def _gaps_ms(arrivals: list[float], first: float, last: float) -> tuple[float, float, float]:

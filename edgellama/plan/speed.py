@@ -87,15 +87,10 @@ def place_by_speed(costs: Costs, goal: str) -> SpeedPlacement | None:
     bound = token_bound if goal == CHAT else outlook.least_interval_ns(token_bound)
     chosen = costs.only(able) if len(able) < len(costs.devices) else costs
     search = _quickest if goal == CHAT else _fullest
-    ring, is_best = search(chosen, bound, Effort(EFFORT_MAX))
+    ring, bound = search(chosen, bound, Effort(EFFORT_MAX))
     if ring is None:
         return None
-    prediction = _predicted(chosen, ring)
-    return SpeedPlacement(
-        _stages(chosen, ring),
-        prediction,
-        prediction.objective_ns(goal) if is_best else bound,
-    )
+    return SpeedPlacement(_stages(chosen, ring), _predicted(chosen, ring), bound)
 
 
 def predict(costs: Costs, stages: Sequence[StagePlacement]) -> Prediction:
@@ -123,14 +118,14 @@ def _stages(costs: Costs, ring: Ring) -> tuple[StagePlacement, ...]:
     )
 
 
-def _quickest(costs: Costs, _bound: int, effort: Effort) -> tuple[Ring | None, bool]:
-    """Return the ring of the least time a token, and whether no other one is better."""
+def _quickest(costs: Costs, bound: int, effort: Effort) -> tuple[Ring | None, int]:
+    """Return the ring of the least time a token, and what no ring takes less than."""
     ring = likely_ring(costs, Outlook(costs))
     if len(costs.devices) > EXACT_DEVICES_MAX:
-        return ring and _mended(costs, ring), False
+        return ring and _mended(costs, ring), bound
     below = ring_times(costs, ring).token + 1 if ring else NEVER
-    best = quickest_ring(costs, below_ns=below, effort=effort)
-    return best or ring, not effort.is_spent
+    ring = quickest_ring(costs, below_ns=below, effort=effort) or ring
+    return ring, bound if ring is None or effort.is_spent else ring_times(costs, ring).token
 
 
 def _mended(costs: Costs, ring: Ring) -> Ring:
@@ -145,8 +140,8 @@ def _mended(costs: Costs, ring: Ring) -> Ring:
     return Ring(tuple(costs.index(few.devices[each].node) for each in better.order), better.cuts)
 
 
-def _fullest(costs: Costs, bound: int, effort: Effort) -> tuple[Ring | None, bool]:
-    """Return the ring of the least interval between tokens, and whether no other one is better.
+def _fullest(costs: Costs, bound: int, effort: Effort) -> tuple[Ring | None, int]:
+    """Return the ring of the least interval between tokens, and what no ring goes below.
 
     A ring has an interval of at most X if every device and link is busy for at most X a token, and
     a token takes at most X times the sessions: so the quickest ring under a cap answers yes or no.
@@ -160,19 +155,19 @@ def _fullest(costs: Costs, bound: int, effort: Effort) -> tuple[Ring | None, boo
         return quickest_ring(costs, cap_ns, below_ns, any_will_do=any_will_do, effort=effort)
 
     # What is best for one answer comes first: no interval is less than its sessions' share.
-    first, is_exact = _quickest(costs, bound, effort)
+    first, token_ns = _quickest(costs, 0, effort)
     if first is None:
-        return None, is_exact
-    low = bound - 1
-    if is_exact:
-        low = max(low, -(-ring_times(costs, first).token // costs.sessions) - 1)
+        return None, bound
+    low = max(bound, -(-token_ns // costs.sessions)) - 1
+    if len(costs.devices) <= EXACT_DEVICES_MAX:
         low = max(low, least_busy_ns(costs, low, _interval(costs, first)) - 1)
-    ring = _narrowed(costs, likely, first, low, TRIALS_MAX)
-    if not is_exact:
-        return ring, False
-    ring = _narrowed(costs, partial(quickest, any_will_do=True), ring, low, NEVER, effort)
+    ring, _ = _narrowed(costs, likely, first, low, TRIALS_MAX)
+    if len(costs.devices) > EXACT_DEVICES_MAX or effort.is_spent:
+        return ring, low + 1
+    any_ring = partial(quickest, any_will_do=True)
+    ring, low = _narrowed(costs, any_ring, ring, low, NEVER, effort)
     # Of all rings with this interval the quickest, so that the way here does not matter.
-    return quickest(_interval(costs, ring)) or ring, not effort.is_spent
+    return quickest(_interval(costs, ring)) or ring, low + 1
 
 
 def _narrowed(
@@ -182,8 +177,10 @@ def _narrowed(
     low: int,
     trials: int,
     effort: Effort | None = None,
-) -> Ring:
+) -> tuple[Ring, int]:
     """Return the ring of the least interval above ``low`` that ``ring_within`` a cap finds.
+
+    Also the greatest interval up to which it has found none.
 
     What is known already is mostly next to the best: the range is cut near its upper end, and
     where that finds better rings further down. After a cut too deep the very next interval is
@@ -204,7 +201,7 @@ def _narrowed(
             low, share = middle, high - low
         else:
             share = NARROWING if share > NARROWING else max(2, share // 4)
-    return best
+    return best, low
 
 
 def _interval(costs: Costs, ring: Ring) -> int:
