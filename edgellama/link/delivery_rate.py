@@ -39,7 +39,7 @@ class DeliveryRate:
         size_bytes: int,
         largest: int,
         sent_at: float,
-        next_packet_number: int,
+        newest_in_flight: int,
         rtt: RoundTrip,
         now: float,
         *,
@@ -47,14 +47,15 @@ class DeliveryRate:
     ) -> None:
         """Take newly acknowledged packets of ``size_bytes``; ``full``: the window is in use.
 
-        ``largest`` is the newest of them, which left at ``sent_at``.
+        ``largest`` is the newest of them, which left at ``sent_at``; of those that have had no
+        acknowledgement yet, and want one, ``newest_in_flight`` is the newest.
         """
         if self._began_at is not None:
             self._bytes += size_bytes
             if largest < self._last:
                 return
             if full and now < self._began_at + SAMPLE_S:
-                self._last = next_packet_number - 1
+                self._last = newest_in_flight
                 return
             # Acknowledgements that come in a bunch, or were read late, would show a rate that no
             # link has: nothing arrives quicker for long than it is sent.
@@ -63,7 +64,7 @@ class DeliveryRate:
             self._began_at = None
         if full:
             self._began_at, self._sent_from = now, sent_at
-            self._last, self._bytes = next_packet_number - 1, 0
+            self._last, self._bytes = newest_in_flight, 0
 
     @property
     def is_sampling(self) -> bool:

@@ -94,13 +94,15 @@ class Sending:
             *(len(arrived), arrived[-1][0], self.next_packet_number, recovery.rtt, now), full=full
         )
         # A window of a few packets is in use although the link idles most of the time.
-        filled = full and in_flight >= PACED_PACKETS_MIN
+        filled = full and in_flight >= PACED_PACKETS_MIN and bool(recovery.in_flight)
         if filled or self.rate.is_sampling:
             size_bytes = sum(packet.datagram_bytes for _, packet in arrived)
             newest, packet = arrived[-1]
+            # A packet that is too long for the path would be waited for in vain.
+            flight = reversed(recovery.in_flight.items())
+            last = next((number for number, sent in flight if not sent.is_path_probe), newest)
             self.rate.on_acknowledged(
-                *(size_bytes, newest, packet.sent_at, self.next_packet_number, recovery.rtt, now),
-                full=filled,
+                *(size_bytes, newest, packet.sent_at, last, recovery.rtt, now), full=filled
             )
         lost = recovery.lost(now)
         if lost:

@@ -9,6 +9,7 @@ from edgellama_kernels import HiddenRows
 from edgellama.errors import DuplicateIdentityError, EdgellamaError, WireError
 from edgellama.link.connection import CLOSE_REASONS
 from edgellama.link.endpoint import Connected, Disconnected, Event, Identity, MessageReceived
+from edgellama.link.links import UDP
 from edgellama.mesh.effects import (
     Administer,
     CloseJob,
@@ -120,7 +121,10 @@ class MeshNode:
         self.reach = Reachability(
             *(me.node, self._outbox, self.membership, surroundings.heard_at, self),
         )
-        self.measurements = Measurements(me.node, self._outbox, surroundings.links)
+        self.measurements = Measurements(
+            *(me.node, self._outbox, surroundings.links),
+            lambda node: surroundings.transport(node) == UDP,
+        )
         self.planning = Planning(self.membership, self.measurements, sessions_max, self._outbox)
         self.leaving = Leaving(self.membership, self.planning, self._outbox)
         self.stage = StageRole(

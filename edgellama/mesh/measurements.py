@@ -81,10 +81,17 @@ class Meter:
 
 
 class Measurements:
-    """One node's measurements, and what it knows of others'. ``links`` tells this node's own."""
+    """One node's measurements, and what it knows of others'.
+
+    ``links`` tells this node's own, ``shows_rate`` whether the link to a node would show its rate.
+    """
 
     def __init__(
-        self, me: NodeId, outbox: Outbox, links: Callable[[], Sequence[LinkFacts]]
+        self,
+        me: NodeId,
+        outbox: Outbox,
+        links: Callable[[], Sequence[LinkFacts]],
+        shows_rate: Callable[[NodeId], bool] = lambda _: True,
     ) -> None:
         self.meter = Meter()
         self.rates = LinkRates(me)
@@ -92,6 +99,7 @@ class Measurements:
         self._me = me
         self._outbox = outbox
         self._own_links = links
+        self._shows_rate = shows_rate
         self._base: DeviceSpeed | None = None  # before the stage's own times correct it
         self._others: dict[NodeId, Measured] = {}
         self._told: Measured | None = None
@@ -211,7 +219,8 @@ class Measurements:
             self._outbox.send(node, measured)
 
     def _probe(self, now: float) -> None:
-        peer = self.rates.next_probe(self._nearest_links(), now)
+        links = [link for link in self._nearest_links() if self._shows_rate(link.peer)]
+        peer = self.rates.next_probe(links, now)
         if peer is not None:
             self._outbox.send(peer, RateProbe(" " * PROBE_BYTES), Priority.BULK)
 

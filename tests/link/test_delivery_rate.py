@@ -51,6 +51,23 @@ def test_of_a_wide_link_a_little_shows_less_than_much() -> None:
     assert much == pytest.approx(2e7, rel=0.05)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_goes_the_other_way_meanwhile_is_not_waited_for(seed: int) -> None:
+    """Acknowledgements have packet numbers, too, and are never acknowledged."""
+    network = SimulatedNetwork(seed, Conditions(bytes_per_second=6e6))
+    here = SimulatedHost(network, Identity(A, 1), HERE)
+    there = SimulatedHost(network, Identity(B, 1), THERE)
+    here.handler, there.handler = RecordingHandler(), RecordingHandler()
+    here.act(lambda now: here.endpoint.dial(THERE, now))
+    network.run(2.0)
+    here.act(lambda now: here.endpoint.send(B, bytes(256 << 10), Priority.BULK, now))
+    for _ in range(60):
+        there.act(lambda now: there.endpoint.send(A, bytes(600), Priority.DECODE, now))
+        network.run(network.now + 0.002)
+    network.run(12.0)
+    assert here.endpoint.peers()[B].bytes_per_s == pytest.approx(6e6, rel=0.15)
+
+
 def test_rows_of_single_tokens_show_nothing() -> None:
     assert link_after(1e6, 4 << 10, times=15) == 0
 
@@ -70,7 +87,7 @@ class Acknowledged:
 
     def hear(self, size_bytes: int, last: int, sent_at: float, now: float, *, full: bool) -> None:
         self.rate.on_acknowledged(
-            size_bytes, last, sent_at, self.number + 10, round_trip(), now, full=full
+            size_bytes, last, sent_at, self.number + 9, round_trip(), now, full=full
         )
 
     def flight(self, size_bytes: int, began: float, took_s: float, sent_s: float = 0.0) -> int:

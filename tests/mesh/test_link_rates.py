@@ -92,6 +92,14 @@ def test_a_probe_goes_out_only_where_it_may() -> None:
     assert node.measurements.news_since is None  # who is probed learns nothing by it
 
 
+def test_a_link_that_would_not_show_its_rate_is_not_probed() -> None:
+    outbox = Outbox()
+    measurements = Measurements(B, outbox, lambda: [link(C), link(D)], lambda node: node == D)
+    for now in (1.0, 1.0 + PUBLISH_S, 1.0 + 2 * PUBLISH_S):
+        measurements.handle_timer(now, [], probes=True)
+    assert [s.node for s in outbox.drain() if isinstance(s, Send)] == [D]
+
+
 def test_a_rate_is_told_and_serves_both_ends() -> None:
     node = Node()
     node.timer(1.0)
