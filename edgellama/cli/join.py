@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 @wire
 @split
 @backend
+@click.option("--stay", is_flag=True, help="Hold layers whatever the battery and the heat.")
 @click.option("--no-mdns", is_flag=True, help="Neither announce nor look for devices by mDNS.")
 def command(
     model: str | None,
@@ -80,6 +81,7 @@ def command(
     split: str | None,
     purpose: str | None,
     backend: str,
+    stay: bool,
     no_mdns: bool,
 ) -> None:
     """Offer this device's memory and cores to the mesh on this network, until Ctrl-C.
@@ -116,6 +118,7 @@ def command(
         transport=transport,
         split=wanted_split,
         sessions=sessions or 0,
+        stays=stay,
     )
     _run(options, access)
     note("left the mesh")
@@ -141,7 +144,7 @@ def _run(options: JoinOptions, access: Access) -> None:
         while not member.wait(view.refresh_s):
             if leaving.asked and not is_leaving:
                 is_leaving = True
-                member.hand_over()
+                member.act(member.core.hand_over)
             view.show(member.status())
 
 

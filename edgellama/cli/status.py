@@ -78,6 +78,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
                 "activations": member.wire,
                 "transport": member.transport,
                 "state": member.record.state,
+                "intent": member.record.intent or "stays",
                 "backend": member.record.backend,
                 "release": member.record.release,
                 "wire": wire_object(member.counters),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgellama.plan.report import PlanReport
     from edgellama.plan.speed import Prediction
     from edgellama.values import Span, StageTimes
-    from edgellama.wire.messages import Summary
+    from edgellama.wire.messages import MemberRecord, Summary
 
 LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 
@@ -229,7 +229,7 @@ def status_table(status: StatusReply) -> RenderableType:
             f"{member.record.host}:{member.record.port}",
             format_size(member.record.ram_bytes),
             member.record.backend,
-            member.record.state,
+            state_text(member.record),
             _traffic(member),
             style="" if member.record.state == ALIVE else "dim",
         )
@@ -263,6 +263,11 @@ def _stage_times(status: StatusReply) -> list[RenderableType]:
     return [Text(""), table]
 
 
+def state_text(record: MemberRecord) -> str:
+    """Return how a member is: what it intends, while it is alive and does not stay."""
+    return record.intent if record.state == ALIVE and record.intent else record.state
+
+
 def devices_table(status: StatusReply) -> RenderableType:
     """Return the table of a mesh's devices."""
     table = _table(None, "device", "identity", "address", "state")
@@ -270,7 +275,10 @@ def devices_table(status: StatusReply) -> RenderableType:
         record = member.record
         here = " (answered)" if record.node == status.node else ""
         table.add_row(
-            Text(record.name + here), record.node, f"{record.host}:{record.port}", record.state
+            Text(record.name + here),
+            record.node,
+            f"{record.host}:{record.port}",
+            state_text(record),
         )
     return Group(Text(OPEN_TEXT), table) if status.open_mesh else table
 

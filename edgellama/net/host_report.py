@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import edgellama
+from edgellama.mesh.wellbeing import NO_READING, Reading
 from edgellama.net.facts import Memory, default_offer_bytes, is_android, machine_memory
 from edgellama.net.firewall import FirewallReport, firewall_report
 from edgellama.net.interfaces import HostAddress, host_addresses, lan_addresses, route_address
+from edgellama.net.power import power_sources, read_power
 from edgellama.net.udp import UdpSocket
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class HostReport:
     joined_at: str = ""  # where the member that runs here listens
     node: str = ""  # this device's identity; empty before its first join
     incarnation: int = 0  # of its last start
+    power: Reading = NO_READING  # of battery and heat
 
 
 def host_report(paths: StatePaths, overhead_bytes: int) -> HostReport:
@@ -103,6 +106,7 @@ def host_report(paths: StatePaths, overhead_bytes: int) -> HostReport:
         joined_at=str(running) if running else "",
         node=node,
         incarnation=incarnation,
+        power=read_power(power_sources()),
     )
 
 

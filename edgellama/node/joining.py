@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgellama.net.facts import device_name
 from edgellama.net.paths import StatePaths
+from edgellama.net.power import power_sources
 from edgellama.node.join_settings import JoinSettings
 from edgellama.node.kernels import DeviceKernels
 from edgellama.node.member import Member
 from edgellama.node.memory_offer import MemoryOffer
+from edgellama.node.power_watch import PowerWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from edgellama.values import Address
@@ -41,6 +43,7 @@ class JoinOptions:
     transport: str
     split: str = ""  # empty: as the mesh does
     sessions: int = 0  # 0: as the mesh does
+    stays: bool = False  # whatever the battery and the heat
 
 
 class Audience(Protocol):
@@ -84,6 +87,21 @@ def joined(options: JoinOptions, audience: Audience) -> Iterator[Member]:
         member = Member(settings, paths, kernels, audience.tell, audience.progress)
         try:
             member.start()
+            if not options.stays:
+                watch = PowerWatch(power_sources(), _rest_when(member, audience.tell))
+                stack.callback(watch.stop)
+                watch.start()
             yield member
         finally:
             member.stop()
+
+
+def _rest_when(member: Member, tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what lets a member rest while there is a reason to."""
+
+    def changed(reason: str) -> None:
+        text = f"this device rests, others take its layers: {reason}"
+        tell(text if reason else "this device takes layers again")
+        member.act(lambda now: member.core.rest(now, resting=bool(reason)))
+
+    return changed

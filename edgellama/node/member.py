@@ -215,10 +215,6 @@ class Member:
         """Return whether the node has ended by itself within ``timeout_s``."""
         return self._ended.wait(timeout_s)
 
-    def hand_over(self) -> None:
-        """Let the others take over what this device does; then the node ends by itself."""
-        self._act(self.core.hand_over)
-
     def stop(self) -> None:
         """Leave the mesh, end the threads; raise the error that ended the node, if one did."""
         self._paths.remove_run_file()
@@ -303,7 +299,7 @@ class Member:
         self.core.handle_timer(now)
         self._carry_out(now)
 
-    def _act(self, call: Callable[[float], None]) -> None:
+    def act(self, call: Callable[[float], None]) -> None:
         """Have the I/O thread run ``call(now)``, and do what comes of it."""
 
         def act(now: float) -> None:
@@ -438,7 +434,7 @@ class Member:
 
     def _report_load(self, wanted: LoadPlan, error: EdgellamaError) -> None:
         self._tell(str(error))
-        self._act(lambda now: self.core.plan_failed(wanted.plan.epoch, error, now))
+        self.act(lambda now: self.core.plan_failed(wanted.plan.epoch, error, now))
 
     def _installed(self, loaded: LoadedSpan) -> None:
         def installed(now: float) -> None:
@@ -446,21 +442,21 @@ class Member:
                 self._tokenizer = loaded.tokenizer
             self.core.plan_loaded(loaded.plan.epoch, now)
 
-        self._act(installed)
+        self.act(installed)
 
     def _job_done(self, job: Job, result: JobResult | EdgellamaError, elapsed_ns: int) -> None:
         def done(now: float) -> None:
             self.core.job_timed(job, elapsed_ns)
             self.core.job_done(job, result, now)
 
-        self._act(done)
+        self.act(done)
 
     def _better_kernels(self, kernels: Kernels) -> None:
         def used(now: float) -> None:
             self.core.stage.row_codec = kernels.row_codec
             self.core.membership.set_backend(kernels.name, now)
 
-        self._compute.use(kernels, lambda: self._act(used))
+        self._compute.use(kernels, lambda: self.act(used))
         self._compute.try_speed(self._speed_tried)
 
     def _leave(self, now: float) -> None:

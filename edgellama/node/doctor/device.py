@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from edgellama.mesh.wellbeing import complaint
 from edgellama.node.doctor.findings import FAIL, WARN, Finding, fine
 from edgellama.plan.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edgellama.mesh.wellbeing import Reading
     from edgellama.net.host_report import FolderReport, HostReport, TermuxReport
 
 DISK_FEW_BYTES: Final = 1 << 30
@@ -38,6 +40,7 @@ def check_device(host: HostReport) -> list[Finding]:
     findings.extend(_folder(folder, host) for folder in host.folders)
     findings.append(_memory(host))
     findings.append(_receive_buffer(host))
+    findings.append(_power(host.power))
     if host.termux is not None:
         findings.extend(_termux(host.termux))
     return findings
@@ -166,6 +169,23 @@ def _memory(host: HostReport) -> Finding:
             "end other programs, or say what the model may use with join --ram",
         )
     return fine("memory", text)
+
+
+def _power(reading: Reading) -> Finding:
+    """Say what a member here would do by its battery and its heat."""
+    parts = []
+    if reading.percent is not None:
+        plugged = ", plugged in" if reading.is_plugged else ""
+        parts.append(f"battery at {reading.percent:.0f} %{plugged}")
+    if reading.battery_c is not None:
+        parts.append(f"battery at {reading.battery_c:.0f} °C")
+    if reading.chip_margin_c is not None:
+        parts.append(f"{reading.chip_margin_c:.0f} °C below where the system would act on heat")
+    text = "; ".join(parts) or "nothing is known of a battery or of heat"
+    if complaint(reading, chip_counts=True):
+        advice = "plug it in, let it cool, or join with --stay"
+        return Finding("battery and heat", WARN, f"{text}: it would hold no layers", advice)
+    return fine("battery and heat", text)
 
 
 def _receive_buffer(host: HostReport) -> Finding:
