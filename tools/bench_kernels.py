@@ -8,8 +8,9 @@ five, or with ``--best`` the best, which is what tuning on a busy machine wants.
     python tools/bench_kernels.py [--threads 1,2] [--kinds Q4_0,Q8_0] [--tokens 1,128]
         [--only matmul,attention,rows] [--best] [--json]
 
-NUMBA_CPU_NAME=znver3 measures the kernels of CPUs that have AVX2 alone, NUMBA_CPU_NAME=generic the
-text that runs everywhere.
+NUMBA_CPU_NAME=znver3 with NUMBA_CPU_FEATURES=+avx2,+fma,+f16c,+sse4.1 measures the kernels of CPUs
+that have AVX2 alone (the name by itself leaves the features of this machine),
+NUMBA_CPU_NAME=generic the text that runs everywhere.
 """
 
 from __future__ import annotations
