@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import statistics
 import sys
@@ -92,3 +93,30 @@ def test_a_second_signal_ends_at_once(mesh: Mesh, model: Path) -> None:
     time.sleep(0.2)
     second.leave(signal.SIGINT)
     mesh.wait_ready(guest, 1)
+
+
+def test_a_phone_with_a_low_battery_holds_nothing_unless_it_is_to_stay(
+    mesh: Mesh, model: Path, expected: Expected, tmp_path: Path
+) -> None:
+    """What ``termux-battery-status`` prints is what a phone says of itself."""
+    said = '{"percentage": 12, "plugged": "UNPLUGGED", "temperature": 25.0}'
+    command = tmp_path / "termux-battery-status"
+    command.write_text(f"#!/bin/sh\necho '{said}'\n")
+    command.chmod(0o755)
+    low = {"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    mesh.join("--model", model, "--ram", "600M")
+    phone, guest = mesh.host(), mesh.host()
+    phone.join(*mesh.at(phone), "--ram", "500M", environment=low)
+
+    def rests(status: dict[str, Any]) -> bool:
+        intents = sorted(node["intent"] for node in status["nodes"])
+        holders = [node for node in status["nodes"] if node["layers"][0] < node["layers"][1]]
+        return status["ready"] and intents == ["rests", "stays"] and len(holders) == 1
+
+    mesh.wait(guest, rests)
+    assert "12 %" in phone.said()
+    asked = mesh.ask(guest, PROMPT, *mesh.of(phone), "--json", *GREEDY).json
+    assert asked["tokens"] == expected(*GREEDY)["tokens"]
+    phone.kill()
+    phone.join(*mesh.at(phone), "--ram", "500M", "--stay", environment=low)
+    mesh.wait_ready(guest, 2)
