@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from edgellama.errors import EdgellamaError
 from edgellama.mesh.effects import Job, JobResult
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from edgellama.node.engine import Engine, LoadedSpan
     from edgellama.values import DeviceSpeed, ModelFacts
 
-PROOF_WAIT_S: Final = 60.0
 
 Report = Callable[[Job, JobResult | EdgellamaError, int], None]
 
@@ -69,19 +69,16 @@ class ComputeThread:
 
     def prove(self) -> str:
         """Return the kernels' digest in this thread; raise what is wrong with them."""
-        answer: SimpleQueue[str | EdgellamaError] = SimpleQueue()
+        answer: Future[str] = Future()
 
         def prove() -> None:
             try:
-                answer.put(self._engine.prove())
-            except EdgellamaError as error:
-                answer.put(error)
+                answer.set_result(self._engine.prove())
+            except BaseException as error:  # the caller's to raise: it waits for nothing else
+                answer.set_exception(error)
 
         self._queue.put(prove)
-        digest = answer.get(timeout=PROOF_WAIT_S)
-        if isinstance(digest, EdgellamaError):
-            raise digest
-        return digest
+        return answer.result()  # however long a slow device takes
 
     def use(self, kernels: Kernels, used: Callable[[], None]) -> None:
         """Queue the change to other kernels; ``used`` is called when they compute."""
