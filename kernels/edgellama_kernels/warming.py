@@ -9,6 +9,7 @@ process has proven that; where that cannot be had, numba loads what it has kept.
 
 With them goes a note of what they were compiled for. Where the best choice for the CPU ends
 the process, the next attempt in ``target_choice.attempts`` is made, and the note remembers it.
+Of several processes that begin at the same time one compiles, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 
 from edgellama_kernels import cache_folder, row_codec, target_choice
+from edgellama_kernels.compile_lock import one_at_a_time
 
 NOTE = "compiled-"  # begins the name of a file: every kernel is compiled and proven on this CPU
 NOTE_BYTES_MAX = 4096
@@ -81,6 +83,16 @@ def main() -> int:
     """Compile and prove; return the exit code."""
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)  # whoever computes on NumPy meanwhile goes first
+    with one_at_a_time(_note().with_suffix(".lock"), _say_that_it_waits) as has_waited:
+        return 0 if has_waited and is_warm() else _compile()
+
+
+def _say_that_it_waits() -> None:
+    sys.stderr.write("waiting for another process that compiles the kernels\n")
+    sys.stderr.flush()
+
+
+def _compile() -> int:
     with contextlib.suppress(OSError):
         _note().unlink(missing_ok=True)  # all is done anew
     proven, cache_note = _prove()

@@ -13,7 +13,8 @@ from pathlib import Path
 import edgellama_kernels
 import numpy as np
 import pytest
-from edgellama_kernels import cache_folder
+from edgellama_kernels import cache_folder, target_choice, warming
+from edgellama_kernels.compile_lock import one_at_a_time
 
 
 def dispatchers() -> dict[str, object]:
@@ -146,6 +147,28 @@ def test_machine_code_that_was_not_proven_is_not_loaded(kept_code: Path, harm: s
         return
     done = run(DIGEST, **variables)
     assert done.stdout.split() == ["True", "True", "True"], done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there each process compiles for itself")
+@pytest.mark.parametrize("has_compiled", [True, False])
+def test_whoever_comes_while_another_compiles_waits_for_it(
+    tmp_path: Path, monkeypatch, has_compiled: bool
+) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code_file, compile_itself = warming.code_file(), "warming._compile = lambda: 77"
+    code = f"from edgellama_kernels import warming; {compile_itself}; print(warming.main())"
+    with one_at_a_time(code_file.with_suffix(".lock"), lambda: pytest.fail("nobody else")):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting for another process")
+        if has_compiled:
+            note = "".join(f"{k}={v}\n" for k, v in target_choice.variables().items())
+            code_file.with_suffix("").write_text(note)
+    said, _ = process.communicate(timeout=60)
+    assert said.strip() == ("0" if has_compiled else "77")
 
 
 def test_where_machine_code_cannot_be_had_numba_loads(kept_code: Path) -> None:
