@@ -11,11 +11,21 @@ from edgellama.wire.frames import acknowledgement_ranges_max, pack_acknowledgeme
 ACK_DELAY_MAX_S = 0.002
 """How long an acknowledgement may wait for data to ride on."""
 
+ACK_DELAY_MIN_S = 0.00025
+ACK_ROUND_TRIPS = 0.25
+"""It waits for no more of a round trip: a window of a few packets, which is all that a short path
+holds without a queue, would stand still meanwhile, and then leave all at once."""
+
 ACK_PACKETS_MAX = 8
 """Acknowledge at the latest after so many packets, so that a long flight keeps its clock."""
 
 RANGES_KEPT_MAX = 64
 """Older gaps are forgotten: their packets were given up by the sender long ago."""
+
+
+def acknowledgement_delay(round_trip_s: float) -> float:
+    """Return how many seconds an acknowledgement may wait, of that least round trip."""
+    return min(max(ACK_ROUND_TRIPS * round_trip_s, ACK_DELAY_MIN_S), ACK_DELAY_MAX_S)
 
 
 class ReceivedPackets:
@@ -37,8 +47,13 @@ class ReceivedPackets:
         """Return whether a packet is a duplicate, or too old to tell."""
         return packet_number < self._floor or packet_number in self._ranges
 
-    def record(self, packet_number: int, now: float, *, eliciting: bool) -> None:
-        """Note a packet that was not seen before and whose frames took effect."""
+    def record(
+        self, packet_number: int, now: float, *, eliciting: bool, delay_s: float = ACK_DELAY_MAX_S
+    ) -> None:
+        """Note a packet that was not seen before and whose frames took effect.
+
+        Its acknowledgement waits for ``delay_s`` at most.
+        """
         in_order = packet_number == self.largest + 1
         self._ranges.add(packet_number)
         if len(self._ranges) > RANGES_KEPT_MAX:
@@ -52,7 +67,7 @@ class ReceivedPackets:
         if not in_order or self.waiting >= ACK_PACKETS_MAX:
             self._at_once = True
         if self._timer is None:
-            self._timer = now + ACK_DELAY_MAX_S
+            self._timer = now + delay_s
 
     def acknowledge_at_once(self) -> None:
         """Let the acknowledgement not wait: a message has become complete."""

@@ -22,6 +22,10 @@ QUEUEING_DELAY_MAX_S = 0.005
 """The delay that a transfer may add: half the path's own, so that a reply beside it takes less than
 twice its time, within bounds: below the first lies what waking a thread takes."""
 
+QUEUEING_DELAY_BESIDE_DECODE_MIN_S = 0.00025
+"""Instead of the first while tokens go the same way, whose round trip on a quick path a queue of
+1 ms would double. A transfer alone is spared it: it would take late threads for a queue."""
+
 DECREASE = 0.7
 """The window shrinks by no more in one round trip."""
 
@@ -44,9 +48,10 @@ BURST_S = 0.002
 """Sending time that may be saved up, since no timer fires to the microsecond."""
 
 
-def queueing_target(minimum: float) -> float:
+def queueing_target(minimum: float, *, beside_decode: bool = False) -> float:
     """Return the queueing delay to hold on a path of that least round trip, in seconds."""
-    return min(max(minimum / 2, QUEUEING_DELAY_MIN_S), QUEUEING_DELAY_MAX_S)
+    least = QUEUEING_DELAY_BESIDE_DECODE_MIN_S if beside_decode else QUEUEING_DELAY_MIN_S
+    return min(max(minimum / 2, least), QUEUEING_DELAY_MAX_S)
 
 
 class DelayController:
@@ -73,11 +78,13 @@ class DelayController:
         now: float,
         *,
         full: bool,
+        beside_decode: bool = False,
     ) -> None:
         """Grow with what arrived; once a round trip, look at delay and loss.
 
         ``full``: the window was in use before these arrived; one that is not used never changes
-        but for heavy loss: the delay that is seen then is others' doing.
+        but for heavy loss: the delay that is seen then is others' doing. ``beside_decode``: tokens
+        go the same way, and wait behind whatever queue there is.
         """
         self._arrived += packets
         self._used |= full
@@ -90,13 +97,13 @@ class DelayController:
         if self._before_drain:
             self.window, self._before_drain = self._before_drain, 0.0
         elif self._used:
-            self._follow_delay(self._round_minimum - rtt.minimum, rtt.minimum, now)
+            target = queueing_target(rtt.minimum, beside_decode=beside_decode)
+            self._follow_delay(self._round_minimum - rtt.minimum, rtt.minimum, target, now)
         self._round_minimum = math.inf
         self._used = False
         self._judge_loss()
 
-    def _follow_delay(self, queueing: float, minimum: float, now: float) -> None:
-        target = queueing_target(minimum)
+    def _follow_delay(self, queueing: float, minimum: float, target: float, now: float) -> None:
         if queueing > target:
             self._slow_start = False
             self._shrink(max(DECREASE, (minimum + target) / (minimum + queueing)))

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from edgellama.errors import WireError
-from edgellama.link.acknowledgements import ReceivedPackets
+from edgellama.link.acknowledgements import ReceivedPackets, acknowledgement_delay
 from edgellama.link.reassembly import Fate, Reassembly
 from edgellama.link.replay_window import PACKETS, ReplayWindow
 from edgellama.link.sending import Sending
@@ -196,7 +196,8 @@ class Connection:
         messages: list[bytes] = []
         taken, eliciting = self._take(frames, messages, now)
         if taken:
-            received.record(packet_number, now, eliciting=eliciting)
+            delay_s = acknowledgement_delay(self.sending.recovery.rtt.minimum)
+            received.record(packet_number, now, eliciting=eliciting, delay_s=delay_s)
             if messages:
                 received.acknowledge_at_once()
         return messages

@@ -34,6 +34,9 @@ PROBE_PIECES_LARGE_MAX = 2
 SHARED_BYTES_MIN = 128
 """A packet with less room left is full: to look for so short a message costs more than it saves."""
 
+DECODE_REMEMBERED_S = 1.0
+"""So long after a message of decode another is expected, and transfers keep the queue shorter."""
+
 COPY_SPACING_S = 0.001
 """How long after a message its duplicate leaves: a burst of loss that took the first is mostly
 over, and on a path quicker than that the acknowledgement makes the duplicate needless."""
@@ -52,6 +55,7 @@ class Sending:
         self.sent_at = now  # when the last eliciting packet left
         self.ping_due = False
         self.packets_retransmitted = 0
+        self._decode_until = 0.0  # up to then messages of decode are expected
         self._peer_window = peer_window_packets
         self._congestion = DelayController(peer_window_packets)
         self._pacer = Pacer()
@@ -91,7 +95,9 @@ class Sending:
             self.path.on_long_arrived(long, arrived[-1][0])
         self.losses.on_arrived(len(arrived))
         self._congestion.on_acknowledged(
-            *(len(arrived), arrived[-1][0], self.next_packet_number, recovery.rtt, now), full=full
+            *(len(arrived), arrived[-1][0], self.next_packet_number, recovery.rtt, now),
+            full=full,
+            beside_decode=now < self._decode_until,
         )
         # A window of a few packets is in use although the link idles most of the time.
         filled = full and in_flight >= PACED_PACKETS_MIN and bool(recovery.in_flight)
@@ -179,6 +185,8 @@ class Sending:
         """Fill a packet with fragments of that priority or a more urgent one."""
         outbox, number = self.outbox, self.next_packet_number
         message = piece.message
+        if message.priority == _DECODE:
+            self._decode_until = now + DECODE_REMEMBERED_S
         lowest = max(message.priority, _DECODE)
         again = outbox.take(piece, number)
         frame = piece.frame()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from edgellama.link.acknowledgements import (
     ACK_DELAY_MAX_S,
+    ACK_DELAY_MIN_S,
     ACK_PACKETS_MAX,
     RANGES_KEPT_MAX,
     ReceivedPackets,
+    acknowledgement_delay,
 )
 from edgellama.wire.datagram import FRAMES_BYTES_BASE
 from edgellama.wire.frames import RANGES_MAX, Acknowledgement, parse_frames
@@ -89,3 +91,12 @@ def test_an_acknowledgement_without_room_stays_due() -> None:
     assert received.frame(1.0, 15) == b""
     assert received.due(1.0)
     assert len(received.frame(1.0, 16)) == 16
+
+
+def test_an_acknowledgement_waits_for_a_part_of_a_short_round_trip() -> None:
+    assert acknowledgement_delay(0.0001) == ACK_DELAY_MIN_S
+    assert acknowledgement_delay(0.004) == 0.001
+    assert acknowledgement_delay(0.1) == ACK_DELAY_MAX_S
+    received = ReceivedPackets(100)
+    received.record(0, 1.0, eliciting=True, delay_s=0.001)
+    assert received.timer() == 1.0 + 0.001

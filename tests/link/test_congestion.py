@@ -7,6 +7,7 @@ import pytest
 from edgellama.link.congestion import (
     DECREASE,
     DRAIN_S,
+    QUEUEING_DELAY_BESIDE_DECODE_MIN_S,
     QUEUEING_DELAY_MAX_S,
     QUEUEING_DELAY_MIN_S,
     WINDOW_PACKETS_INITIAL,
@@ -52,6 +53,8 @@ def test_the_target_is_half_the_path_within_bounds() -> None:
     assert queueing_target(0.004) == 0.002
     assert queueing_target(0.0001) == QUEUEING_DELAY_MIN_S
     assert queueing_target(0.1) == QUEUEING_DELAY_MAX_S
+    assert queueing_target(0.0001, beside_decode=True) == QUEUEING_DELAY_BESIDE_DECODE_MIN_S
+    assert queueing_target(0.004, beside_decode=True) == 0.002
 
 
 def test_the_window_doubles_each_round_until_a_queue_is_seen() -> None:

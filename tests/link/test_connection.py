@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from edgellama.link.endpoint import (
     Connected,
@@ -20,9 +20,6 @@ from edgellama.testing.network import (
     SimulatedNetwork,
 )
 from edgellama.values import Address
-
-if TYPE_CHECKING:
-    import pytest
 
 A, B = "a" * 32, "b" * 32
 HERE, THERE = Address("10.0.0.1", 7711), Address("10.0.0.2", 7711)
@@ -71,22 +68,70 @@ def test_an_urgent_message_overtakes_a_large_one() -> None:
     assert [message[:1] for message in messages(there)] == [b"d", b"p", b"b"]
 
 
-def test_a_decode_message_beside_bulk_waits_for_no_long_queue() -> None:
-    alone_network, here, there = connected()
-    start = alone_network.now
-    say(here, B, bytes(4096), Priority.DECODE)
-    alone_network.run(start + 1.0)
-    alone_s = there.handler.times[-1] - start
+class Sampling(Times):
+    """Answers bulk with a word and requests in full; asks on, and transfers on, without end."""
 
-    network, here, there = connected()
-    say(here, B, bytes(8 << 20), Priority.BULK)
-    network.run(network.now + 0.5)
-    for _ in range(5):
-        start = network.now
-        say(here, B, bytes(4096), Priority.DECODE)
-        network.run(start + 0.1)
-        assert isinstance(there.handler.events[-1], MessageReceived)
-        assert there.handler.times[-1] - start < 4 * alone_s
+    def __init__(self, network: SimulatedNetwork, host: SimulatedHost, peer: str) -> None:
+        super().__init__()
+        self.round_trips: list[float] = []
+        self.bulk_bytes = 0
+        self._network, self._host, self._peer = network, host, peer
+        self._asked_at = 0.0
+
+    def ask(self) -> None:
+        self._asked_at = self._network.now
+        say(self._host, self._peer, REQUEST, Priority.DECODE)
+
+    def handle_event(self, event: Event, now: float) -> None:
+        if not isinstance(event, MessageReceived):
+            return
+        send = self._host.endpoint.send
+        if event.message == b"next":
+            send(self._peer, BULK, Priority.BULK, now)
+        elif len(event.message) == len(BULK):
+            self.bulk_bytes += len(BULK)
+            send(self._peer, b"next", Priority.CONTROL, now)
+        elif event.message == REQUEST:
+            send(self._peer, REPLY, Priority.DECODE, now)
+        else:
+            self.round_trips.append(self._network.now - self._asked_at)
+            # Not in step with anything that the link does.
+            pause_s = 0.02 + 0.01 * (0.618 * len(self.round_trips) % 1)
+            self._network.at(self._network.now + pause_s, self.ask)
+
+
+REQUEST, REPLY, BULK = b"q" * 4096, b"r" * 4096, bytes(1 << 20)
+
+
+def sampled(conditions: Conditions, *, beside: bool) -> tuple[list[float], float]:
+    """Return 200 round trips by length, and the bytes of a transfer beside them in a second."""
+    network, here, there = connected(conditions, window_packets=2048)
+    asking = here.handler = Sampling(network, here, B)
+    answering = there.handler = Sampling(network, there, A)
+    start = network.now
+    if beside:
+        for _ in range(2):  # the next one waits already when one has come
+            say(here, B, BULK, Priority.BULK)
+        network.run(start + 0.5)  # until the window has found its size
+        answering.bulk_bytes, start = 0, network.now
+    asking.ask()
+    assert network.run(start + 60.0, lambda: len(asking.round_trips) == 200)
+    return sorted(asking.round_trips), answering.bulk_bytes / (network.now - start)
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "bytes_per_second"),
+    [(0.0002, 6.25e6), (0.0005, 6.25e6), (0.0015, 6.25e6), (0.005, 6.25e6), (0.0002, 25e6)],
+)
+def test_decode_beside_bulk_takes_less_than_twice_its_time_and_leaves_bulk_the_path(
+    delay_s: float, bytes_per_second: float
+) -> None:
+    conditions = Conditions(delay_s, 0.0, bytes_per_second=bytes_per_second, queue_packets=1000)
+    alone, _ = sampled(conditions, beside=False)
+    beside, bulk_bytes_per_second = sampled(conditions, beside=True)
+    assert beside[100] < 2 * alone[100]
+    assert beside[198] < 2 * alone[198], "the 99th percentile"
+    assert bulk_bytes_per_second > 0.7 * bytes_per_second
 
 
 def test_no_more_is_in_flight_than_the_peers_buffer_holds() -> None:
