@@ -88,12 +88,13 @@ def test_weights_are_fetched_once(mesh: Mesh, model: Path, expected: Expected) -
 
 @pytest.fixture
 def without_numba(tmp_path: Path) -> dict[str, str]:
-    """Return the environment of a device on which numba cannot be imported."""
+    """Return the environment of a device on which numba cannot be imported, and never could."""
     block = "import sys\nsys.modules['numba'] = None\n"
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(block)
     paths = [str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    kept = str(tmp_path / "kernels")  # kept machine code needs no numba
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "NUMBA_CACHE_DIR": kept}
 
 
 def test_without_numba_alone(
