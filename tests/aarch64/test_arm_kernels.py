@@ -40,6 +40,13 @@ for kernel in vars(matmul).values():
             code += "".join(again.inspect_asm().values())
 print(json.dumps([made, {name: code.count(f"\\t{name}\\t") for name in ("sdot", "smull")}]))
 """
+KEPT_CODE = """
+import json, sys, edgellama_kernels
+from edgellama_kernels.digest import digest
+from edgellama_kernels.row_codec import agrees
+kernels = edgellama_kernels.load("numba")
+print(json.dumps([digest(kernels), agrees(kernels.row_codec), "numba" in sys.modules]))
+"""
 GREEDY_TEST = "tests/golden/test_golden_tokens.py::test_greedy_run_feeds_its_own_tokens"
 # The kernels' tests that say something about a machine, and the trained model's text.
 THOROUGH = (
@@ -60,6 +67,12 @@ def test_the_digest_and_the_instructions(cpu: str, on_arm: Callable[..., str]) -
     else:
         assert counts["sdot"] == 0, counts
         assert counts["smull"] > 0, counts
+
+
+def test_kept_machine_code_needs_no_compiler(on_arm: Callable[..., str]) -> None:
+    emulated_arm.skip_unless_thorough()
+    on_arm("-m", "edgellama_kernels.warming")
+    assert json.loads(on_arm("-c", KEPT_CODE)) == [EXPECTED_DIGEST, True, False]
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
