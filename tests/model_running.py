@@ -5,9 +5,11 @@ Any test may `import model_running`: pytest puts the folder of `tests/conftest.p
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import edgellama_kernels
 import gguf
 import numpy as np
 
@@ -15,7 +17,7 @@ from edgellama.model.config import ModelConfig
 from edgellama.model.gguf import GgufFile
 from edgellama.model.head import Head
 from edgellama.model.hidden import take_rows
-from edgellama.model.stage import Stage
+from edgellama.model.stage import CHUNK_TOKENS_MAX, Stage
 from edgellama.model.weights import (
     HomeWeights,
     LayerWeights,
@@ -27,7 +29,7 @@ from edgellama.model.weights import (
 from edgellama.values import KV_F16, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from edgellama_kernels import Kernels
@@ -223,3 +225,21 @@ def write_llama(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most memory that Python and NumPy had made at one time during some work."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def last_chunk_bytes(model: PackedModel) -> int:
+    """Return what the last chunk of a full context takes at its peak, on NumPy in one stage."""
+    ring = Ring(model, edgellama_kernels.load("numpy"), (model.config.layers,))
+    position = model.config.context_max - CHUNK_TOKENS_MAX
+    ring.stages[0]._sessions[SESSION].length = position  # as if so much, all zeros, came before
+    return peak_bytes(lambda: ring.logits([1] * CHUNK_TOKENS_MAX, position))

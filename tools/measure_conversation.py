@@ -11,16 +11,17 @@ docs/measurements/conversation.md.
 from __future__ import annotations
 
 import argparse
-import secrets
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellama.demo import demo_model_path
 from edgellama.net.paths import StatePaths
 from edgellama.node.asking import LocalSettings, device_asker
-from edgellama.values import ASSISTANT, USER, SamplingSettings, Turn
-from edgellama.wire.messages import Ask, Finished, Piece
+from edgellama.node.mesh_benchmark import benchmark_ask
+from edgellama.values import ASSISTANT, USER, Turn
+from edgellama.wire.messages import Finished, Piece
 
 if TYPE_CHECKING:
     from edgellama.node.asking import Asker
@@ -31,21 +32,8 @@ OTHER = "42"
 
 def asked(asker: Asker, prompt: str, history: list[Turn], tokens_max: int) -> tuple[str, Finished]:
     """Return the text of an answer, and its end."""
-    ask = Ask(
-        request=secrets.randbits(64),
-        sampling=SamplingSettings(),
-        tokens_max=tokens_max,
-        ignore_end=True,
-        raw=False,
-        tokens=(),
-        system="",
-        today=1,
-        history=tuple(history),
-        scored_from=0,
-        attempt=0,
-        wait_s=0,
-        prompt=prompt,
-    )
+    told = benchmark_ask(tokens_max)
+    ask = replace(told, raw=False, history=tuple(history), prompt=prompt)
     text, end = "", None
     for message in asker.answer(ask):
         if isinstance(message, Piece | Finished):
