@@ -52,6 +52,12 @@ def test_source_file(path: Path) -> None:
         assert ast.get_docstring(tree), f"{name} does not say what it is for"
 
 
+def test_no_two_tests_share_a_name() -> None:
+    """pytest imports tests by their names alone, and collects none when two are the same."""
+    names = [path.name for path in SOURCES if path.name.startswith("test_")]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
