@@ -1,11 +1,12 @@
 """Measure what a token takes while a newcomer fetches its layers, beside what it takes alone.
 
-Two devices answer; in the middle of the answer a third one joins, gets layers and fetches them from
-the device with the file. Each is a real process in a network namespace of its own, and sends no
-more than so many megabits a second. Prints one Markdown line a rate. Linux, root, ``tc``.
+Two devices answer, over and over, so that caches stay short and a token costs the same; then a
+third one joins, gets layers and fetches them from the device with the file. Each is a real process
+in a network namespace of its own, and sends no more than so many megabits a second. Prints one
+Markdown line a rate. Linux, root, ``tc``.
 
-    python tools/make_random_model.py --shape smollm-135m --type Q8_0 --context 6144 MODEL.gguf
-    python tools/measure_beside.py --model MODEL.gguf --megabits 50,200
+    python tools/make_random_model.py --shape smollm-135m --type Q8_0 MODEL.gguf
+    python tools/measure_beside.py --model MODEL.gguf --megabits 50,100,200,1000
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NAME: Final = f"elbeside{os.getpid()}"
 PORT: Final = 7711
 READY_WAIT_S: Final = 120.0
 FETCH_WAIT_S: Final = 120.0
-FIRST_TOKENS: Final = 8  # while caches warm up
+FIRST_TOKENS: Final = 8  # of each answer: they follow the prompt
 POLL_S: Final = 0.02
 BLOCK_BYTES: Final = 512  # what st_blocks counts
 
@@ -44,14 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--ram", default="330M", help="what each device offers")
-    parser.add_argument("--megabits", default="50,200")
-    parser.add_argument("--context", type=int, default=6144)
-    parser.add_argument("--tokens", type=int, default=5500)
-    parser.add_argument("--alone", type=float, default=5.0, help="seconds before the third joins")
-    parser.add_argument("--asks", type=int, help=argparse.SUPPRESS)  # the part that asks
+    parser.add_argument("--megabits", default="50,100,200,1000")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=300, help="of each answer")
+    parser.add_argument("--alone", type=float, default=12.0, help="seconds before the third joins")
+    parser.add_argument("--asks", action="store_true", help=argparse.SUPPRESS)  # the part that asks
     arguments = parser.parse_args()
     if arguments.asks:
-        _print_arrivals(arguments.asks)
+        _print_gaps(arguments.tokens)
         return
     # Devices share what is compiled: the third shall fetch layers, not compile beside the answer.
     os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))
@@ -70,40 +71,42 @@ def _line(arguments: argparse.Namespace, megabits: int) -> str:
         nodes = [_join(arguments, folder, number) for number in (1, 2)]
         stack.callback(_end, nodes)
         _wait_ready()
-        told = stack.enter_context((folder / "arrivals").open("w"))
-        asker = subprocess.Popen(
-            [*_inside(1), sys.executable, __file__, "--asks", str(arguments.tokens)], stdout=told
-        )
+        told = stack.enter_context((folder / "gaps").open("w"))
+        asks = [sys.executable, __file__, "--asks", "--tokens", str(arguments.tokens)]
+        asker = subprocess.Popen([*_inside(1), *asks], stdout=told)
         stack.callback(asker.wait)
         stack.callback(asker.kill)
         time.sleep(arguments.alone)
         joined_at = time.perf_counter()
         nodes.append(_join(arguments, folder, 3))
         began, ended, fetched = _fetch(folder / "3")
-        arrivals = [float(line) for line in (folder / "arrivals").read_text().splitlines()]
-    assert arrivals[-1] > ended - 1.0, "the answer ended before the layers were fetched: --tokens"
-    alone = _gaps_ms(arrivals, arrivals[FIRST_TOKENS], joined_at)
-    beside = _gaps_ms(arrivals, began, ended)
+        lines = (folder / "gaps").read_text().splitlines()[:-1]  # the last may be half a line
+    gaps = [(float(came), float(gap_ms)) for came, gap_ms in map(str.split, lines)]
+    alone = _spread([gap_ms for came, gap_ms in gaps if came < joined_at])
+    beside = _spread([gap_ms for came, gap_ms in gaps if began <= came <= ended])
     ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(alone, beside, strict=True))
     cells = (", ".join(f"{each:.1f}" for each in three) + " ms" for three in (alone, beside))
     columns = (f"{megabits}", f"{fetched / 1e6:.0f} MB", f"{ended - began:.1f} s", *cells, ratios)
     return f"| {' | '.join(columns)} |"
 
 
-def _print_arrivals(tokens: int) -> None:
-    """Ask the first device and print when each token came, in seconds."""
+def _print_gaps(tokens: int) -> None:
+    """Ask the first device without end; print when each token came and after how many ms."""
     with mesh_asker([Address(_address(1), PORT)], b"", StatePaths.locate()) as asker:
-        for message in asker.answer(benchmark_ask(tokens)):
-            if isinstance(message, Piece):
-                for _ in message.tokens:
-                    print(time.perf_counter(), flush=True)
+        while True:
+            arrivals = [
+                time.perf_counter()
+                for message in asker.answer(benchmark_ask(tokens))
+                if isinstance(message, Piece)
+                for _ in message.tokens
+            ]
+            for before, after in itertools.pairwise(arrivals[FIRST_TOKENS:]):
+                print(f"{after:.6f} {1e3 * (after - before):.3f}", flush=True)
 
 
-def _gaps_ms(arrivals: list[float], first: float, last: float) -> tuple[float, float, float]:
-    """Return the median, the 99th percentile and the longest time between two tokens."""
-    within = [each for each in arrivals if first <= each <= last]
-    gaps = sorted(1e3 * (after - before) for before, after in itertools.pairwise(within))
-    return statistics.median(gaps), gaps[int(0.99 * len(gaps))], gaps[-1]
+def _spread(gaps_ms: list[float]) -> tuple[float, float, float]:
+    """Return the median, the 99th percentile and the longest."""
+    return statistics.median(gaps_ms), sorted(gaps_ms)[len(gaps_ms) * 99 // 100], max(gaps_ms)
 
 
 def _fetch(home: Path) -> tuple[float, float, int]:

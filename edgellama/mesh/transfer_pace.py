@@ -22,6 +22,11 @@ RATE_LEAST: Final = 256 << 10  # bytes a second: a chunk in 4 s, well within a m
 RATE_PAST: Final = 64 << 20  # bytes a second; a rate that has grown beyond this is no limit
 UNLIMITED: Final = float("inf")
 GROWTH: Final = 1.25  # a decision at which tokens take no longer than they must
+# Near the rate at which they last took longer it grows slowly, and past that as before: what the
+# way carries is met gently, and more is found soon where it has come to carry more.
+GROWTH_NEAR: Final = 1.05
+NEAR_FROM: Final = 0.8
+NEAR_TO: Final = 1.5
 DECIDE_S: Final = 0.2  # between two decisions: what the last one changed must be seen first
 QUIET_S: Final = 1.0  # without a token: nobody waits for any
 LEAST_WINDOW_S: Final = 10.0
@@ -56,10 +61,11 @@ class LeastOfLate:
         return min(self._this_half, self._half_before)
 
 
-def next_rate(rate: float, delay: DecodeDelay, carried: float) -> float:
+def next_rate(rate: float, delay: DecodeDelay, carried: float, slowed_at: float) -> float:
     """Return the bytes a second that are allowed from now on, 0 for none.
 
-    ``rate`` was allowed until now, and ``carried`` bytes a second have really gone.
+    ``rate`` was allowed until now, ``carried`` bytes a second have really gone, ``slowed_at`` had
+    gone when tokens last took longer (``UNLIMITED`` if they never did).
     """
     over_s = delay.trip_s - delay.least_s
     if over_s > max(STOP_S, STOP_SHARE * delay.least_s):
@@ -70,6 +76,8 @@ def next_rate(rate: float, delay: DecodeDelay, carried: float) -> float:
     if rate < RATE_LEAST:
         return RATE_LEAST
     grown = rate * GROWTH
+    if NEAR_FROM * slowed_at < grown < NEAR_TO * slowed_at:
+        grown = max(rate * GROWTH_NEAR, NEAR_FROM * slowed_at)
     return UNLIMITED if grown > RATE_PAST else grown
 
 
@@ -77,7 +85,7 @@ class TransferPace:
     """The rate that one device allows itself, for all that it sends and fetches together."""
 
     def __init__(self) -> None:
-        self._rate = UNLIMITED
+        self._rate = self._slowed_at = UNLIMITED
         self._seen_at = self._decided_at = float("-inf")
         self._trips: deque[float] = deque(maxlen=TRIPS_KEPT)
         self._idle: deque[float] = deque(maxlen=IDLE_TRIPS_MAX)  # over the least, nothing carried
@@ -86,7 +94,7 @@ class TransferPace:
     def token_came(self, delay: DecodeDelay, carried: float, now: float) -> None:
         """Take what home says of a token; ``carried``: bytes a second of late."""
         if now > self._seen_at + QUIET_S:
-            self._rate = UNLIMITED
+            self._rate = self._slowed_at = UNLIMITED
             self._trips.clear()
         self._seen_at = now
         self._trips.append(delay.trip_s)
@@ -98,7 +106,10 @@ class TransferPace:
         if now >= self._decided_at + DECIDE_S:
             self._decided_at = now
             middle = delay._replace(trip_s=median(self._trips) - self._uneven_s())
-            self._rate = next_rate(self._rate, middle, carried)
+            rate = next_rate(self._rate, middle, carried, self._slowed_at)
+            if rate < self._rate:
+                self._slowed_at = max(RATE_LEAST, min(self._rate, carried))
+            self._rate = rate
 
     def _uneven_s(self) -> float:
         """Return what most tokens take no more over the least without any transfer."""

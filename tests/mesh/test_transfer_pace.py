@@ -55,7 +55,25 @@ MS = 1e-3
 def test_next_rate(
     rate: float, trip_ms: float, least_ms: float, carried: float, expected: float
 ) -> None:
-    assert next_rate(rate, DecodeDelay(trip_ms * MS, least_ms * MS), carried) == expected
+    delay = DecodeDelay(trip_ms * MS, least_ms * MS)
+    assert next_rate(rate, delay, carried, slowed_at=UNLIMITED) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (2.0, 2.5),  # well below what was too much
+        (3.0, 3.2),  # up to four fifths of it at once
+        (3.2, 3.36),
+        (4.0, 4.2),  # slowly past it
+        (4.7, 4.935),
+        (4.8, 6.0),  # half as much again has shown that more is carried now
+    ],
+)
+def test_what_was_too_much_is_met_gently(rate: float, expected: float) -> None:
+    delay = DecodeDelay(10 * MS, 10 * MS)
+    grown = next_rate(rate * MIB, delay, carried=rate * MIB, slowed_at=4 * MIB)
+    assert grown == pytest.approx(expected * MIB)
 
 
 def test_the_least_of_late_forgets() -> None:
@@ -172,7 +190,8 @@ def test_beside_answers_a_transfer_leaves_the_queue_empty_and_still_moves() -> N
             settled = queue.carried
     late = sorted(trips[200:])
     assert late[len(late) // 2] < 0.016
-    assert (queue.carried - settled) / (1800 * 0.025) > 0.3 * Queue.CAPACITY
+    assert late[len(late) * 98 // 100] < 0.040
+    assert (queue.carried - settled) / (1800 * 0.025) > 0.5 * Queue.CAPACITY
     without = Queue()
     for _ in range(40):
         without.run(UNLIMITED, 0.025)
