@@ -14,6 +14,7 @@ import jinja2.ext
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_suite import SUITE
 
 from edgellama.errors import EdgellamaError, MisuseError, UnsupportedModelError
 from edgellama.model.chat_template import ChatTemplate
@@ -22,6 +23,7 @@ from edgellama.values import Turn
 
 FOLDER = Path(__file__).with_name("chat_templates")
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
+PUBLISHED = sorted(SUITE.rglob("*.jinja")) if SUITE.is_dir() else []
 TODAY = date(2026, 3, 7).toordinal()
 
 QUESTION = conversation("", (), "Who are you?")
@@ -136,17 +138,29 @@ ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 @settings(deadline=None, max_examples=40)
 @given(messages=st.lists(st.builds(Turn, ROLES, CONTENT), min_size=1, max_size=6))
 def test_templates_write_what_plain_jinja_writes(name: str, messages: list[Turn]) -> None:
+    compare_with_plain_jinja(TEXTS[name], messages)
+
+
+def compare_with_plain_jinja(text: str, messages: list[Turn]) -> None:
+    """Compare what is written, or why nothing is: templates for tools may fail without any."""
     expected = refusal = ""
     try:
-        expected = plain_jinja(TEXTS[name], messages)
-    except jinja2.TemplateError as error:
+        expected = plain_jinja(text, messages)
+    except (jinja2.TemplateError, TypeError) as error:
         refusal = str(error)
     if not refusal:
-        assert rendered(TEXTS[name], messages) == expected
+        assert rendered(text, messages) == expected
         return
     with pytest.raises(EdgellamaError) as caught:
-        rendered(TEXTS[name], messages)
+        rendered(text, messages)
     assert refusal in str(caught.value)
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="no published templates at hand")
+@pytest.mark.parametrize("messages", [QUESTION, WITH_SYSTEM, TALK, TALK * 40])
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def test_the_published_collection(path: Path, messages: list[Turn]) -> None:
+    compare_with_plain_jinja(path.read_text(encoding="utf-8"), messages)
 
 
 # Everything that the syntax tree is rewritten for, and what templates commonly use.

@@ -8,19 +8,20 @@ triples that the tokenizers library wrote.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gguf_writing
 import pytest
 from byte_level_models import HARD, trained, vocabulary_keys
+from published_suite import SUITE
 
 from edgellama.errors import UnsupportedModelError
 from edgellama.model.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SEPARATOR = "\n__ggml_vocab_test__\n"
-BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "vocabs"
-SUITE = Path(os.environ.get("EDGELLAMA_VOCAB_SUITE") or BESIDE_THE_CHECKOUT)
 
 
 def beside(vocabulary: Path, ending: str) -> Path:
