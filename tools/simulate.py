@@ -5,6 +5,7 @@
     python tools/simulate.py --kind lives --seed 7      # connections that end
     python tools/simulate.py --kind mesh --seed 7       # a mesh that answers; a rough one:
     python tools/simulate.py --kind rough --seed 7      # devices sleep, clocks jump, strangers talk
+    python tools/simulate.py --kind crowd --seed 7      # three to nine that hand over, too
     python tools/simulate.py --kind link --seeds 1000 --first 5000
     python tools/simulate.py --soak 1000000             # link and lives, until so many packets
 
@@ -32,9 +33,8 @@ REPORT_S = 20.0
 
 def run_one(kind: str, seed: int, watch: Watcher | None = None) -> tuple[int, str]:
     """Return how many packets were delivered, and the trace; raises when a promise is broken."""
-    if kind in {"mesh", "rough"}:
-        rough = kind == "rough"
-        outcome = cluster_scenario.run_cluster_scenario(seed, rough=rough, watch=watch)
+    if kind in cluster_scenario.KINDS:
+        outcome = cluster_scenario.run_cluster_scenario(seed, kind, watch)
         return outcome.delivered, outcome.trace
     if kind == "lives":
         lives = link_lives_scenario.run_link_lives_scenario(seed, watch=watch)
@@ -79,7 +79,8 @@ def run_many(runs: Iterable[tuple[str, int]], enough: Callable[[int], bool]) -> 
 def main() -> int:
     """Run what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kind", choices=["link", "lives", "mesh", "rough"], default="link")
+    kinds = ["link", "lives", *cluster_scenario.KINDS]
+    parser.add_argument("--kind", choices=kinds, default="link")
     parser.add_argument("--seed", type=int, help="replay this one in lines")
     parser.add_argument("--packets", action="store_true", help="tell of every datagram")
     parser.add_argument("--seeds", type=int, default=200, help="how many to run, without lines")

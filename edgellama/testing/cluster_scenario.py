@@ -2,6 +2,10 @@
 
 Whatever happens, tokens are those of a single device. After the network has healed, every answer
 whose asker is still there ends, the devices agree, no KV slot is held, and a new answer comes.
+
+Kinds: ``mesh`` has four devices that crash, go, are cut off and stall; ``rough`` has a worse
+network besides, sleep, jumping clocks and strangers; ``crowd`` has three to nine devices that also
+hand over before they go, or rest for a while, and that share the layers by memory or by speed.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from edgellama.testing.cluster import (
 )
 from edgellama.testing.fake_model import VOCABULARY, FakeModel
 from edgellama.testing.network import Conditions, LivelockError
-from edgellama.values import ASSISTANT, USER, Address, SamplingSettings, Turn
+from edgellama.values import ASSISTANT, SPLITS, USER, Address, SamplingSettings, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +37,13 @@ ASKS: Final = 5
 FAULTS: Final = 3
 HEALED_S: Final = 90.0
 SLEEP_MAX_S: Final = 8.0
+REST_MAX_S: Final = 8.0
+LOOK_S: Final = 0.1  # how often it is seen whether a device that hands over has gone
+
+MESH: Final = "mesh"
+ROUGH: Final = "rough"
+CROWD: Final = "crowd"
+KINDS: Final = (MESH, ROUGH, CROWD)
 
 
 class ScenarioError(AssertionError):
@@ -79,11 +90,13 @@ def rough_conditions_of(seed: int) -> Conditions:
 
 
 class _Scenario:
-    """Four devices, of which any two hold the model, and what happens to them."""
+    """Devices of which any two hold the model, and what happens to them."""
 
-    def __init__(self, seed: int, watch: Watcher | None, *, rough: bool) -> None:
+    def __init__(self, seed: int, kind: str, watch: Watcher | None) -> None:
+        rough, self.is_crowd = kind == ROUGH, kind == CROWD
         self.rough = random.Random(f"rough {seed}") if rough else None  # noqa: S311 - dice
-        dice = self.dice = random.Random(f"scenario {seed}")  # noqa: S311 - dice, not secrets
+        name = CROWD if self.is_crowd else "scenario"
+        dice = self.dice = random.Random(f"{name} {seed}")  # noqa: S311 - dice, not secrets
         pace = Pace(dice.choice([(0.001, 0.004), (0.01, 0.04)]), (0.05, 0.5))
         self.cluster = SimulatedCluster(
             seed,
@@ -93,13 +106,17 @@ class _Scenario:
         )
         if watch is not None:
             watch(self.cluster.network)
-        self.offers = {name: dice.choice([6, 7, 9, 13]) for name in ("a", "b", "c", "d")}
+        names = "abcdefghi"[: dice.randint(3, 9)] if self.is_crowd else "abcd"
+        self.offers = {name: dice.choice([6, 7, 9, 13]) for name in names}
+        self.split = dice.choice(SPLITS) if self.is_crowd else ""
         self.owner = dice.choice(list(self.offers))
         self.guests: list[ClusterGuest] = []
 
     def start(self, name: str) -> None:
+        if name in self.cluster.nodes and self.cluster.nodes[name].is_up:
+            return  # it was to come back from two things
         model = self.cluster.model if name == self.owner else None
-        self.cluster.start(name, self.offers[name], model=model)
+        self.cluster.start(name, self.offers[name], model=model, split=self.split)
 
     def begin(self) -> None:
         late = self.dice.choice([name for name in self.offers if name != self.owner])
@@ -111,7 +128,7 @@ class _Scenario:
         at(self.soon(), lambda: self.start(late))
         for number in range(ASKS):
             at(self.soon(), lambda number=number: self.ask(number))  # type: ignore[misc]
-        for _ in range(FAULTS):
+        for _ in range(len(self.offers) if self.is_crowd else FAULTS):
             at(self.soon(), self.dice.choice(self.faults()))
         for _ in range(FAULTS if self.rough else 0):
             at(self.soon(), self.sleep_or_jump)
@@ -152,7 +169,8 @@ class _Scenario:
             asker.cancel(answer)
 
     def faults(self) -> list[Callable[[], None]]:
-        return [self.crash, self.go, self.split, self.cut, self.guest_goes, self.stall]
+        faults = [self.crash, self.go, self.part, self.cut, self.guest_goes, self.stall]
+        return faults + [self.hand_over, self.hand_over, self.rest] * self.is_crowd
 
     def victim(self) -> ClusterNode | None:
         """Return a device that others can do without for a while."""
@@ -177,7 +195,35 @@ class _Scenario:
         back_at = self.cluster.network.now + self.dice.choice([0.0, 0.1, 2.0, 8.0])
         self.cluster.network.at(back_at, lambda: self.start(name))
 
-    def split(self) -> None:
+    def hand_over(self) -> None:
+        """Let a device end as by Ctrl-C, and come back."""
+        node = self.victim()
+        if node is not None:
+            self._note(f"{node.name} hands over")
+            node.hand_over()
+            self._see_whether_gone(node)
+
+    def _see_whether_gone(self, node: ClusterNode) -> None:
+        if node.is_up:
+            network = self.cluster.network
+            network.at(network.now + LOOK_S, lambda: self._see_whether_gone(node))
+        else:
+            self.again(node.name)
+
+    def rest(self) -> None:
+        """Let a device want no layers for a while, as with a low battery."""
+        node = self.victim()
+        if node is not None:
+            self._note(f"{node.name} rests")
+            node.rest(resting=True)
+            awake_at = self.cluster.network.now + self.dice.uniform(0.0, REST_MAX_S)
+            self.cluster.network.at(awake_at, lambda: self._wakes(node))
+
+    def _wakes(self, node: ClusterNode) -> None:
+        if node.is_up:
+            node.rest(resting=False)
+
+    def part(self) -> None:
         up = self.cluster.up()
         half = self.dice.sample(up, len(up) // 2)
         self._note(f"{', '.join(node.name for node in half)} and the others part")
@@ -222,6 +268,7 @@ class _Scenario:
         cluster.run(CHAOS_S + 8.5)  # the last device is back
         self._note("all is well again")
         cluster.heal()
+        cluster.until(lambda: len(cluster.up()) == len(self.offers), "all back", HEALED_S)
         cluster.until_ready(seconds=HEALED_S)
         cluster.until_answered(*cluster.answers, seconds=HEALED_S)
         last = [cluster.ask(node) for node in cluster.up()]
@@ -234,14 +281,9 @@ class _Scenario:
                 raise ClusterError(answer.failure.text)
 
 
-def run_cluster_scenario(
-    seed: int, *, rough: bool = False, watch: Watcher | None = None
-) -> Outcome:
-    """Run a seed's scenario; raises ScenarioError when a promise is broken.
-
-    ``rough``: devices sleep, clocks jump, strangers talk, and the network is worse.
-    """
-    scenario = _Scenario(seed, watch, rough=rough)
+def run_cluster_scenario(seed: int, kind: str = MESH, watch: Watcher | None = None) -> Outcome:
+    """Run a seed's scenario; raises ScenarioError when a promise is broken."""
+    scenario = _Scenario(seed, kind, watch)
     try:
         scenario.begin()
         scenario.heal()

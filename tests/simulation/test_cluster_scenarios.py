@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from edgellama.testing.cluster_scenario import conditions_of, run_cluster_scenario
+from edgellama.testing.cluster_scenario import CROWD, ROUGH, conditions_of, run_cluster_scenario
 
 FIXED_SEEDS = [*range(14), 18, 27, 49, 282, 284]
 """The last ones each found a fault of the mesh once."""
@@ -39,8 +39,17 @@ def test_the_fixed_seeds_are_rough() -> None:
 @pytest.mark.parametrize("seed", [*range(6), 9])
 def test_a_rough_mesh_answers_once_all_is_well_again(seed: int) -> None:
     """Devices sleep, clocks jump, strangers talk; 3 and 9 met a gateway that woke up too late."""
-    assert run_cluster_scenario(seed, rough=True).finished > 0
+    assert run_cluster_scenario(seed, ROUGH).finished > 0
 
 
 def test_fresh_rough_seeds() -> None:
-    run_cluster_scenario(secrets.randbits(32), rough=True)  # what fails names its seed
+    run_cluster_scenario(secrets.randbits(32), ROUGH)  # what fails names its seed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_crowd_that_hands_over_and_rests_answers(seed: int) -> None:
+    assert run_cluster_scenario(seed, CROWD).finished > 0
+
+
+def test_fresh_crowds() -> None:
+    run_cluster_scenario(secrets.randbits(32), CROWD)  # what fails names its seed
