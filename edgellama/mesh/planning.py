@@ -15,6 +15,7 @@ from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, T
 from edgellama.mesh.epochs import epoch_after, plan_number
 from edgellama.plan.choice import Choice, choose
 from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
+from edgellama.plan.speed import EFFORT_AT_ONCE
 from edgellama.plan.wires import wires_of
 from edgellama.values import (
     KV_F16,
@@ -349,7 +350,7 @@ class Planning:
         plan = self._kept_plan()
         held = plan.stages if plan is not None and plan.model_root == facts.root else ()
         links = self._measurements.links()
-        return choose(facts, self.devices(), links, requirements, split, held)
+        return choose(facts, self.devices(), links, requirements, split, held, EFFORT_AT_ONCE)
 
     def _kept_plan(self) -> Plan | None:
         """Return the plan that the next one is to be like.

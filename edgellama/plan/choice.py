@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgellama.plan.costs import Costs
 from edgellama.plan.movement import place_with_least_movement
 from edgellama.plan.ram import Unplaceable, place, stage_bytes
-from edgellama.plan.speed import is_worth_changing, place_by_speed, predict
+from edgellama.plan.speed import EFFORT_MAX, is_worth_changing, place_by_speed, predict
 from edgellama.values import RAM, StageTimes
 
 if TYPE_CHECKING:
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 class Choice:
     """The stages in the order of the ring, and what each one is expected to take.
 
-    ``predicted`` is empty where nothing has been measured yet.
+    ``predicted`` is empty where nothing has been measured yet. No placement takes less than
+    ``bound_ns``, which is None where the split is not by speed.
     """
 
     stages: tuple[StagePlacement, ...]
     predicted: tuple[StageTimes, ...]
+    bound_ns: int | None = None
 
 
 def choose(
@@ -37,8 +39,11 @@ def choose(
     requirements: Requirements,
     split: str,
     held: Sequence[StagePlacement] = (),
+    effort_max: int = EFFORT_MAX,
 ) -> Choice | Unplaceable:
     """Return the placement for ``split``; ``held`` are the stages that the mesh has had so far.
+
+    ``effort_max`` bounds the search for the best one by speed.
 
     Where the split is by speed, another placement than the one held must promise to be better by
     more than 15 %; where a device of it is lost, better than the one that moves the least. By
@@ -56,7 +61,8 @@ def choose(
         if isinstance(stages, Unplaceable):
             return stages
         return Choice(stages, stage_times(predict(costs, stages)) if known else ())
-    found = place_by_speed(costs, split)
+    found = place_by_speed(costs, split, effort_max)
+    bound_ns = found.bound_ns if found else None
     if found is None:
         stages = place(model, devices, requirements)
         if isinstance(stages, Unplaceable):
@@ -68,8 +74,8 @@ def choose(
     if kept is not None:
         now = predict(costs, kept)
         if not is_worth_changing(now, best, split):
-            return Choice(kept, stage_times(now))
-    return Choice(stages, stage_times(best))
+            return Choice(kept, stage_times(now), bound_ns)
+    return Choice(stages, stage_times(best), bound_ns)
 
 
 def _by_memory(

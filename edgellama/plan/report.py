@@ -10,7 +10,7 @@ from edgellama.plan.choice import choose, stage_times
 from edgellama.plan.costs import Costs
 from edgellama.plan.left_out import reasons
 from edgellama.plan.ram import Unplaceable
-from edgellama.plan.speed import place_by_speed, predict
+from edgellama.plan.speed import predict
 from edgellama.plan.table import plan_rows
 from edgellama.values import RAM
 
@@ -60,10 +60,6 @@ def plan_report(facts: PlanFacts) -> PlanReport:
     costs = Costs(model, devices, links, requirements)
     known = any(device.speed for device in devices)
     prediction = predict(costs, choice.stages) if known else None
-    bound_ns = None
-    if facts.split != RAM and known:
-        found = place_by_speed(costs, facts.split)
-        bound_ns = found.bound_ns if found else None
     rows = plan_rows(
         model,
         devices,
@@ -72,4 +68,4 @@ def plan_report(facts: PlanFacts) -> PlanReport:
         stage_times(prediction) if prediction else (),
         reasons(costs, choice.stages, facts.split if known else RAM),
     )
-    return PlanReport(facts, rows, prediction, bound_ns)
+    return PlanReport(facts, rows, prediction, choice.bound_ns)

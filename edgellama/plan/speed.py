@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from edgellama.plan.costs import RingTimes
 
 EXACT_DEVICES_MAX: Final = 12  # that can hold a layer, or be home
-EFFORT_MAX: Final = 20_000_000  # times of partial rings; half a second of a quick core
+EFFORT_MAX: Final = 400_000_000  # times of partial rings; a dozen devices have taken 58 million
+EFFORT_AT_ONCE: Final = 8_000_000  # while links wait for it: a third of a second of a quick core
 MENDED_DEVICES_MAX: Final = 9  # of a larger mesh that are looked at once more, exactly
 NARROWING: Final = 64  # of what is left between bound and best
 TRIALS_MAX: Final = 8  # of a batch's interval among many devices
@@ -64,10 +65,11 @@ class SpeedPlacement:
     bound_ns: int
 
 
-def place_by_speed(costs: Costs, goal: str) -> SpeedPlacement | None:
-    """Return a placement for ``goal``, the best of all among a dozen devices of usual models.
+def place_by_speed(costs: Costs, goal: str, effort_max: int = EFFORT_MAX) -> SpeedPlacement | None:
+    """Return a placement for ``goal``, the best of all among a dozen devices.
 
-    Where the search for that one would take too long it is a good one, as among more devices.
+    Where the search for that one would take more than ``effort_max``, in times of partial rings,
+    it is a good one, as among more devices.
 
     None where none was found. ``ram.place`` may still find one among more than a dozen devices,
     or may say what is missing.
@@ -87,7 +89,7 @@ def place_by_speed(costs: Costs, goal: str) -> SpeedPlacement | None:
     bound = token_bound if goal == CHAT else outlook.least_interval_ns(token_bound)
     chosen = costs.only(able) if len(able) < len(costs.devices) else costs
     search = _quickest if goal == CHAT else _fullest
-    ring, bound = search(chosen, bound, Effort(EFFORT_MAX))
+    ring, bound = search(chosen, bound, Effort(effort_max))
     if ring is None:
         return None
     return SpeedPlacement(_stages(chosen, ring), _predicted(chosen, ring), bound)

@@ -69,7 +69,7 @@ def test_by_memory_until_anything_is_measured() -> None:
 
 def test_the_quickest_placement_where_there_is_none_yet() -> None:
     choice = choose(MODEL, [device(A, 12, 1), device(B, 12, 50)], LINKS, REQUIREMENTS, CHAT)
-    assert choice == Choice(stages((A, 12)), (StageTimes(12 * 10**6, 0),))
+    assert choice == Choice(stages((A, 12)), (StageTimes(12 * 10**6, 0),), bound_ns=12 * 10**6)
 
 
 def test_what_holds_is_kept_while_nothing_is_much_better() -> None:

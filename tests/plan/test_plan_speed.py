@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgellama.plan import speed as by_speed
 from edgellama.plan.bounds import Outlook, least_busy_ns
 from edgellama.plan.costs import (
     BYTES_PER_S_USUAL,
@@ -23,6 +22,7 @@ from edgellama.plan.left_out import reasons
 from edgellama.plan.ram import Requirements, Unplaceable, place, stage_bytes
 from edgellama.plan.search import likely_ring
 from edgellama.plan.speed import (
+    EFFORT_AT_ONCE,
     EXACT_DEVICES_MAX,
     Prediction,
     is_worth_changing,
@@ -150,16 +150,13 @@ def test_no_ring_is_better(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("effort", [0, 100, 400])
-def test_a_search_that_ends_early_claims_no_more_than_it_knows(
-    seed: int, effort: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(by_speed, "EFFORT_MAX", effort)
+def test_a_search_that_ends_early_claims_no_more_than_it_knows(seed: int, effort: int) -> None:
     chance = random.Random(9000 + seed)
     facts = random_facts(chance, chance.randint(2, 5), chance.randint(2, 6))
     costs = Costs(*facts)
     rings = list(every_ring(costs))
     for goal in (CHAT, BATCH):
-        found = place_by_speed(costs, goal)
+        found = place_by_speed(costs, goal, effort)
         if found is None:
             continue
         ends = [t.token if goal == CHAT else t.interval(costs.sessions) for _, t in rings]
@@ -167,11 +164,11 @@ def test_a_search_that_ends_early_claims_no_more_than_it_knows(
         order = tuple(costs.index(stage.node) for stage in found.stages)
         assert fits(costs, Ring(order, tuple(stage.span.past for stage in found.stages)))
         chance.shuffle(facts[1])
-        assert place_by_speed(Costs(*facts), goal) == found  # on every machine the same
+        assert place_by_speed(Costs(*facts), goal, effort) == found  # on every machine the same
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_dozen_devices_with_many_layers_and_answers_are_looked_at_for_so_long(
+def test_while_links_wait_a_dozen_devices_and_many_layers_are_looked_at_for_so_long(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[int] = []
@@ -183,12 +180,28 @@ def test_a_dozen_devices_with_many_layers_and_answers_are_looked_at_for_so_long(
         return take(effort, times)
 
     monkeypatch.setattr(Effort, "take", counted)
+    assert place_by_speed(a_dozen(seed), BATCH, EFFORT_AT_ONCE) is not None
+    largest_level = 462 * 11 * 71  # of sets of five or six of eleven devices
+    assert sum(looked_at) <= EFFORT_AT_ONCE + largest_level
+
+
+def a_dozen(seed: int) -> Costs:
+    """Return twelve devices for 70 layers and eight answers at the same time."""
     model, devices, measured, requirements = home_network(random.Random(seed), 12, 70)
     requirements = replace(requirements, sessions_max=8)
     devices = [replace(each, ram_bytes=4 * each.ram_bytes) for each in devices]
-    assert place_by_speed(Costs(model, devices, measured, requirements), BATCH) is not None
-    largest_level = 462 * 11 * 71  # of sets of five or six of eleven devices
-    assert sum(looked_at) <= by_speed.EFFORT_MAX + largest_level
+    return Costs(model, devices, measured, requirements)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_patience_the_best_of_a_dozen_devices_is_found(seed: int) -> None:
+    costs = a_dozen(seed)
+    best = place_by_speed(costs, BATCH)
+    assert best is not None
+    assert best.prediction.interval_ns == best.bound_ns
+    good = place_by_speed(costs, BATCH, EFFORT_AT_ONCE)
+    assert good is not None
+    assert good.bound_ns <= best.bound_ns <= good.prediction.interval_ns
 
 
 @pytest.mark.parametrize("seed", range(60))
