@@ -2,8 +2,9 @@
 
 Real processes in network namespaces: four devices hold a model, a fifth asks. Each device of the
 ring in turn (home, a middle stage, the last one, the one that was asked) is killed, cut off the
-network, or suspended; then come worse things. Every answer must have the tokens of one device
-alone; the table shows the longest wait between two tokens. Needs root, Linux and some minutes.
+network, suspended, or told to leave; then come worse things. Every answer must have the tokens of
+one device alone; the table shows the longest wait between two tokens. Needs root, Linux and some
+minutes.
 
     sudo python tools/chaos.py                       # everything, with the demo model
     sudo python tools/chaos.py --model random        # a slower one, of random weights

@@ -1,4 +1,7 @@
-"""The numbers of plans: no two plans share one, and a later plan has the greater."""
+"""The numbers of plans, and what they say for people.
+
+No two plans share a number, and a later plan has the greater.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellama.values import NodeId, Plan
     from edgellama.wire.messages import MemberRecord
 
 LEADER_BITS: Final = 24  # of an epoch: whose it is; the bits above them count
@@ -24,3 +30,13 @@ def epoch_after(seen: int, leader: MemberRecord) -> int:
     life = f"{leader.node} {leader.incarnation}".encode()
     tag = int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
     return (plan_number(seen) + 1) << LEADER_BITS | tag
+
+
+def plan_text(plan: Plan, name: Callable[[NodeId], str]) -> str:
+    """Return who holds which layers, for people."""
+    return ", ".join(
+        f"{name(each.node)} layers {each.span.first} to {each.span.past - 1}"
+        if each.span.layers
+        else f"{name(each.node)} no layers"
+        for each in plan.stages
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.mesh.conflicts import other_kernels, other_model
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
-from edgellama.mesh.epochs import epoch_after, plan_number
+from edgellama.mesh.epochs import epoch_after, plan_number, plan_text
 from edgellama.plan.choice import Choice, choose
 from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
 from edgellama.plan.speed import EFFORT_AT_ONCE
@@ -310,7 +310,7 @@ class Planning:
         if isinstance(choice, Unplaceable):
             if self._is_serving(facts):
                 # What was placed is placed: less memory than was offered is no reason to stop.
-                self._outbox.put(Tell(f"memory has become scarce, the plan stays: {choice.reason}"))
+                self._outbox.put(Tell(f"{self._scarcity()}, the plan stays: {choice.reason}"))
             else:
                 self._set_trouble(choice.reason)
             return
@@ -374,6 +374,15 @@ class Planning:
         asked = [record for record in self._membership.staying() if record.split]
         return min(asked, key=_seniority).split if asked else self._split
 
+    def _scarcity(self) -> str:
+        """Return why no plan could be made now to take the place of the one that serves."""
+        staying = {record.node for record in self._membership.staying()}
+        stages = self._active.stages if self._active else ()
+        going = [self._membership.name(each.node) for each in stages if each.node not in staying]
+        if not going:
+            return "memory has become scarce"
+        return f"the others cannot take over from {' and '.join(going)}"
+
     def _set_trouble(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._outbox.put(Tell(trouble))
@@ -430,14 +439,6 @@ class Planning:
         incarnation, node = min(map(_seniority, offers), default=unoffered)
         return incarnation, node, -plan.epoch, plan.leader
 
-    def _described(self, plan: Plan) -> str:
-        return ", ".join(
-            f"{self._membership.name(each.node)} layers {each.span.first} to {each.span.past - 1}"
-            if each.span.layers
-            else f"{self._membership.name(each.node)} no layers"
-            for each in plan.stages
-        )
-
     def _follow(
         self,
         plan: Plan,
@@ -446,7 +447,9 @@ class Planning:
         split: str,
         predicted: tuple[StageTimes, ...],
     ) -> None:
-        self._outbox.put(Tell(f"plan {plan_number(plan.epoch)}: {self._described(plan)}"))
+        self._outbox.put(
+            Tell(f"plan {plan_number(plan.epoch)}: {plan_text(plan, self._membership.name)}")
+        )
         if self._membership.me.kv_kind not in ("", plan.kv_kind):
             kept = f"this mesh keeps keys and values as {plan.kv_kind}"
             self._outbox.put(Tell(f"{kept}; --kv counts when a mesh begins"))

@@ -1,4 +1,4 @@
-"""What happens to devices: they die, are cut off, or are suspended; and how they come back."""
+"""What happens to devices: they die, leave, are cut off or suspended; and how they come back."""
 
 from __future__ import annotations
 
@@ -100,6 +100,20 @@ class Kill:
         devices.start(host)
 
 
+class Leave:
+    """The person who has it ends the program; it hands over first."""
+
+    def strike(self, devices: Devices, host: Host) -> None:
+        """Ask it to end, and wait until it has."""
+        outcome = host.leave()
+        assert outcome.code == 0, outcome
+        assert "leaving at once" not in outcome.stdout, outcome
+
+    def undo(self, devices: Devices, host: Host) -> None:
+        """Join again, with what is on the disk."""
+        devices.start(host)
+
+
 class Cut:
     """The device is out of reach, and nobody is told."""
 
@@ -128,4 +142,9 @@ class Suspend:
         host.joined.send_signal(signal.SIGCONT)
 
 
-FAULTS: Final[Mapping[str, Fault]] = {"kill": Kill(), "cut": Cut(), "suspend": Suspend()}
+FAULTS: Final[Mapping[str, Fault]] = {
+    "kill": Kill(),
+    "cut": Cut(),
+    "suspend": Suspend(),
+    "leave": Leave(),
+}

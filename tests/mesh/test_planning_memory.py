@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from mesh_building import MODEL, A, B, C, of_kind, record, sent
 from planning_desk import Desk, offering
 
@@ -9,7 +10,7 @@ from edgellama.mesh.effects import LoadPlan, Outbox, Tell
 from edgellama.mesh.membership import Membership
 from edgellama.plan.ram import Requirements, stage_bytes
 from edgellama.testing.fake_model import ram_bytes
-from edgellama.wire.messages import DEAD, Gossip, MemberRecord
+from edgellama.wire.messages import DEAD, LEAVES, RESTS, Gossip, MemberRecord
 
 
 def settled(*others: MemberRecord) -> Desk:
@@ -74,6 +75,17 @@ def test_what_serves_goes_on_where_no_other_plan_fits() -> None:
     desk.hear(record(B, version=2, state=DEAD))
     desk.settle()
     assert "are missing" in desk.planning.trouble
+
+
+@pytest.mark.parametrize("intent", [RESTS, LEAVES])
+def test_who_goes_and_cannot_be_replaced_is_named(intent: str) -> None:
+    desk = settled(record(B))
+    desk.hear(record(B, version=2, intent=intent))
+    desk.settle()
+    said = [each.text for each in of_kind(desk.effects(), Tell)]
+    (line,) = [each for each in said if "the plan stays" in each]
+    assert line.startswith("the others cannot take over from n2, the plan stays: ")
+    assert "missing" in line
 
 
 def test_too_little_from_the_beginning_is_trouble() -> None:
