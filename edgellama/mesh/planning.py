@@ -260,10 +260,6 @@ class Planning:
                 for member in self._membership.connected():
                     self._outbox.send(member, StageFailed(epoch, text))
 
-    def has_loaded(self, epoch: int) -> bool:
-        """Return whether steps under this epoch can be computed here."""
-        return self._loaded and self.epoch_seen == epoch
-
     @property
     def leader(self) -> NodeId:
         """The living member with the lowest id; who rests leads only where all do."""

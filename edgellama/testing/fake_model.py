@@ -20,7 +20,6 @@ from edgellama.model.conversation import continued, fitting
 from edgellama.model.perplexity import negative_log_likelihoods
 from edgellama.model.sampling import sample
 from edgellama.node.engine import Engine
-from edgellama.node.epoch_stage import EpochStage
 from edgellama.values import ModelFacts, NodeId, Plan, Span, Turn
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ class FakeEngine(Engine):
             def build(part: Span) -> Any:
                 return FakeStage(model, part, plan.context, plan.sessions_max)
 
-            self._stages[plan.epoch] = EpochStage(plan, span, build, empty_cache)
+            self._install_stage(plan, span, build, empty_cache)
         if stage == 0:
             self._heads[plan.epoch] = cast("Any", FakeHead(model))
             self._tokenizer = cast("Any", FakeTokenizer())

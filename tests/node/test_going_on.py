@@ -100,6 +100,11 @@ def finish(two: TwoEngines, target: int, expected: list[int]) -> None:
     assert two.tokens == expected
 
 
+def test_a_plan_that_is_loaded_again_loses_no_answer(two: TwoEngines, expected: list[int]) -> None:
+    two.install(two.plan)
+    finish(two, len(two.tokens) - 1, expected)
+
+
 def test_with_the_same_cut_nothing_is_lacking(two: TwoEngines, expected: list[int]) -> None:
     target = len(two.tokens) - 1
     two.install(plan_of(2, 6))
