@@ -272,7 +272,7 @@ class StageRole:
             self._fill(session_id, session, refill, chunk)
         elif session.length < session.target:
             session.length = session.target
-            session.inputs.clear()
+            session.forget_inputs()
             self._start_due(session)
 
     def _fill(self, session_id: int, session: StageSession, refill: Refill, chunk: Chunk) -> None:
@@ -284,7 +284,7 @@ class StageRole:
         if hidden is None and self._stage == 0:
             tokens = session.tokens[position : chunk.position_past]
         elif hidden is None:
-            hidden = self._input(session, chunk)
+            hidden = session.take_inputs(position, chunk.position_past)
         if hidden is None and not tokens:
             self._ask_for_rows(session_id, session, position)
             return
@@ -301,20 +301,6 @@ class StageRole:
             if rows is not None:
                 return layer, rows
         return self._span.first, None
-
-    def _input(self, session: StageSession, chunk: Chunk) -> HiddenRows | None:
-        """Take the rows for a chunk from what the stage before has given."""
-        for position in [each for each in session.inputs if each < chunk.position]:
-            del session.inputs[position]
-        if chunk.position < session.inputs_past:
-            session.asked_past = 0  # they came once and were used, but not for the next stage
-        rows = session.inputs.pop(chunk.position, None)
-        count = chunk.position_past - chunk.position
-        if rows is not None and len(rows.exponents) > count:
-            session.inputs[chunk.position_past] = take_rows(rows, count, len(rows.exponents))
-            rows = take_rows(rows, 0, count)
-        session.inputs_past = chunk.position + (len(rows.exponents) if rows is not None else 0)
-        return rows
 
     def _ask_for_rows(self, session_id: int, session: StageSession, position: int) -> None:
         if position < session.asked_past or position >= session.target:

@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from edgellama.model.hidden import take_rows
 from edgellama.values import LinkCounters
 from edgellama.wire.activations import row_bytes_max
 
@@ -67,6 +68,30 @@ class StageSession:
         return sum(len(step.payload) for step in steps) + sum(
             each.halves.nbytes + each.exponents.nbytes for each in rows
         )
+
+    def take_inputs(self, position: int, past: int) -> HiddenRows | None:
+        """Take the rows for these positions, or the first of them, that the stage before has given.
+
+        None where they have not come; then ``asked_past`` says whether they were asked for.
+        """
+        for earlier in sorted(each for each in self.inputs if each < position):
+            rows = self.inputs.pop(earlier)
+            end = earlier + len(rows.exponents)
+            if end > position:  # the first of them were not needed: kept rows were at hand
+                self.inputs.setdefault(position, take_rows(rows, position - earlier, end - earlier))
+        if position < self.inputs_past:
+            self.asked_past = 0  # they came once and were used, but not for the next stage
+        rows_here, count = self.inputs.pop(position, None), past - position
+        if rows_here is not None and len(rows_here.exponents) > count:
+            self.inputs[past] = take_rows(rows_here, count, len(rows_here.exponents))
+            rows_here = take_rows(rows_here, 0, count)
+        self.inputs_past = position + (0 if rows_here is None else len(rows_here.exponents))
+        return rows_here
+
+    def forget_inputs(self) -> None:
+        """Free what is not needed here; what the next stage wants yet is asked for anew."""
+        self.inputs.clear()
+        self.asked_past = 0
 
 
 def held_bytes_max(plan: Plan, width: int) -> int:

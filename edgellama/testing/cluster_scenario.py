@@ -111,6 +111,7 @@ class _Scenario:
         self.split = dice.choice(SPLITS) if self.is_crowd else ""
         self.owner = dice.choice(list(self.offers))
         self.guests: list[ClusterGuest] = []
+        self.leaving: set[str] = set()  # devices that hand over
 
     def start(self, name: str) -> None:
         if name in self.cluster.nodes and self.cluster.nodes[name].is_up:
@@ -201,6 +202,7 @@ class _Scenario:
         if node is not None:
             self._note(f"{node.name} hands over")
             node.hand_over()
+            self.leaving.add(node.name)
             self._see_whether_gone(node)
 
     def _see_whether_gone(self, node: ClusterNode) -> None:
@@ -208,6 +210,7 @@ class _Scenario:
             network = self.cluster.network
             network.at(network.now + LOOK_S, lambda: self._see_whether_gone(node))
         else:
+            self.leaving.discard(node.name)
             self.again(node.name)
 
     def rest(self) -> None:
@@ -263,12 +266,15 @@ class _Scenario:
     def _note(self, text: str) -> None:
         self.cluster.network.note(text)
 
+    def _are_all_back(self) -> bool:
+        return not self.leaving and len(self.cluster.up()) == len(self.offers)
+
     def heal(self) -> None:
         cluster = self.cluster
         cluster.run(CHAOS_S + 8.5)  # the last device is back
         self._note("all is well again")
         cluster.heal()
-        cluster.until(lambda: len(cluster.up()) == len(self.offers), "all back", HEALED_S)
+        cluster.until(self._are_all_back, "all back", HEALED_S)
         cluster.until_ready(seconds=HEALED_S)
         cluster.until_answered(*cluster.answers, seconds=HEALED_S)
         last = [cluster.ask(node) for node in cluster.up()]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mesh_building import WIDTH, A, B, C, jobs, of_kind, plan_of, rows_of, sent, step_of
 
 from edgellama.mesh.effects import CloseJob, FillJob, ForgetJob, OpenJob, Outbox, Run, StageJob
 from edgellama.mesh.refill import CHUNK_ROWS, WINDOW_ROWS
 from edgellama.mesh.stage_role import ABANDONED_S, REMEMBERED_S, SESSIONS_MAX, StageRole
+from edgellama.mesh.stage_session import StageSession
 from edgellama.values import LinkCounters, NodeId, Plan, Span, StagePlacement
 from edgellama.wire.messages import CloseSession, OpenSession, Step, StepFailed, StepNeeded
 
@@ -169,6 +171,32 @@ def test_what_lies_before_the_rows_that_are_kept_is_given_as_it_is_computed() ->
     assert stage.fill() is not None
     assert [(node, step.position) for node, step in sent(stage.outbox)] == [(C, 0)]  # type: ignore[union-attr]
     assert stage.fills() == []
+
+
+def test_what_was_forgotten_when_this_stage_was_full_is_asked_for_again() -> None:
+    """A simulated answer once waited for rows that had come, and had been thrown away."""
+    stage = Stage()
+    stage.role.receive(C, StepNeeded(stage.epoch, 1, 0, 6))
+    stage.open(10, (10, 10))
+    stage.effects()
+    assert stage.said == [(A, StepNeeded(stage.epoch, 1, 0, 10))]
+    stage.give(0, 10)
+    assert stage.fill() is not None
+    stage.effects()
+    stage.role.receive(C, StepNeeded(stage.epoch, 1, 6, 10))
+    stage.effects()
+    assert stage.said == [(A, StepNeeded(stage.epoch, 1, 6, 10))]
+
+
+def test_rows_of_which_the_first_are_not_needed_serve_from_there_on() -> None:
+    """Kept rows were at hand for the first four; an answer once waited for the last two."""
+    given = rows_of(6, 7)
+    session = StageSession(inputs={4: given}, inputs_past=4, asked_past=10)
+    taken = session.take_inputs(8, 10)
+    assert taken is not None
+    assert np.array_equal(taken.halves, given.halves[4:])
+    assert np.array_equal(taken.exponents, given.exponents[4:])
+    assert session.inputs == {}
 
 
 def test_home_has_its_rows_from_its_tokens() -> None:
