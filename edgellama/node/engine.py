@@ -34,7 +34,7 @@ from edgellama.node.kept_caches import KeptCaches
 from edgellama.node.kernels import prove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from edgellama_kernels import CacheLayer, HiddenRows, Kernels
 
@@ -115,25 +115,12 @@ class Engine:
                     loaded.config, 1, plan.context, CacheKind(plan.kv_kind)
                 ).layers[0]
 
-            self._install_stage(plan, span, build, allocate)
+            # A plan is loaded again after another that came to nothing: its answers go on.
+            self._stages.setdefault(plan.epoch, EpochStage(plan, span, build, allocate))
         if loaded.home is not None:
             self._heads[plan.epoch] = Head(self._kernels, loaded.config, loaded.home)
             self._tokenizer = loaded.tokenizer
             self._template = loaded.template
-
-    def _install_stage(
-        self,
-        plan: Plan,
-        span: Span,
-        build: Callable[[Span], Stage],
-        allocate: Callable[[], CacheLayer],
-    ) -> None:
-        """Add the plan's stage.
-
-        A plan is loaded again where another one came between and to nothing: its answers go on.
-        """
-        if plan.epoch not in self._stages:
-            self._stages[plan.epoch] = EpochStage(plan, span, build, allocate)
 
     def drop_before(self, epoch: int) -> None:
         """Free the stages of older epochs; KV caches are kept for whoever goes on."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from edgellama.plan.costs import RingTimes
 
 EXACT_DEVICES_MAX: Final = 12  # that can hold a layer, or be home
-EFFORT_MAX: Final = 400_000_000  # times of partial rings; a dozen devices have taken 58 million
-EFFORT_AT_ONCE: Final = 8_000_000  # while links wait for it: a third of a second of a quick core
+EFFORT_MAX: Final = 400_000_000  # times of partial rings; a dozen devices and 80 layers: 58 million
+EFFORT_AT_ONCE: Final = 3_000_000  # while links wait: a slow phone takes a second, none is missed
 MENDED_DEVICES_MAX: Final = 9  # of a larger mesh that are looked at once more, exactly
 NARROWING: Final = 64  # of what is left between bound and best
 TRIALS_MAX: Final = 8  # of a batch's interval among many devices

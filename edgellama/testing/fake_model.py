@@ -20,6 +20,7 @@ from edgellama.model.conversation import continued, fitting
 from edgellama.model.perplexity import negative_log_likelihoods
 from edgellama.model.sampling import sample
 from edgellama.node.engine import Engine
+from edgellama.node.epoch_stage import EpochStage
 from edgellama.values import ModelFacts, NodeId, Plan, Span, Turn
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class FakeEngine(Engine):
             def build(part: Span) -> Any:
                 return FakeStage(model, part, plan.context, plan.sessions_max)
 
-            self._install_stage(plan, span, build, empty_cache)
+            self._stages.setdefault(plan.epoch, EpochStage(plan, span, build, empty_cache))
         if stage == 0:
             self._heads[plan.epoch] = cast("Any", FakeHead(model))
             self._tokenizer = cast("Any", FakeTokenizer())
