@@ -376,7 +376,7 @@ class MeshNode:
             case OpenSession() | StepNeeded():
                 self.stage.receive(node, message)
             case Heartbeat() | Gossip():
-                self.membership.receive(node, message, self._now)
+                self._receive_on_members(node, message)
             case Measured() | RateProbe():
                 self.measurements.receive(node, message, self._now)
             case PlanAnnouncement() | StageReady() | StageFailed():
@@ -401,6 +401,11 @@ class MeshNode:
                 self.sessions.member_says(node, message, self._now)
             case _:
                 self._receive_as_home(node, message)
+
+    def _receive_on_members(self, node: NodeId, message: Heartbeat | Gossip) -> None:
+        self.membership.receive(node, message, self._now)
+        if isinstance(message, Heartbeat):
+            self.planning.remind(node, message.epoch_active)
 
     def _receive_on_plan(
         self, node: NodeId, message: PlanAnnouncement | StageReady | StageFailed

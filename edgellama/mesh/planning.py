@@ -123,10 +123,8 @@ class Planning:
     @property
     def needs_me(self) -> bool:
         """Whether answers would miss this node now: nothing that is in force does without it."""
-        return self._active is not None and (self.is_changing or self._holds(self._active))
-
-    def _holds(self, plan: Plan) -> bool:
-        return plan.stage_of(self._me) is not None
+        plan = self._active
+        return plan is not None and (self.is_changing or plan.stage_of(self._me) is not None)
 
     def held_bytes(self) -> int:
         """Return what this node holds of the model by the plan in force."""
@@ -184,6 +182,12 @@ class Planning:
             self._outbox.send(node, StageReady(plan.epoch))
         if plan and plan.leader == node and self._failure:
             self._outbox.send(node, StageFailed(plan.epoch, self._failure))
+
+    def remind(self, node: NodeId, epoch_active: int) -> None:
+        """Tell a member of the plan in force: it may have refused it before it knew who lives."""
+        plan = self._active
+        if plan is not None and plan == self._greatest and epoch_active < plan.epoch:
+            self._outbox.send(node, self._announcement())
 
     def receive_announcement(
         self, node: NodeId, announcement: PlanAnnouncement, now: float

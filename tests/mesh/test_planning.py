@@ -78,6 +78,21 @@ def test_a_plan_is_active_when_every_stage_has_loaded() -> None:
     assert [(node, each.active) for node, each in sent(effects)] == [(B, True), (C, True)]  # type: ignore[union-attr]
 
 
+def test_who_follows_an_earlier_plan_is_told_of_the_one_in_force() -> None:
+    desk = leader(record(B))
+    plan = desk.proposal().plan
+    desk.planning.remind(B, 0)
+    assert desk.announcements() == []  # it is not in force yet
+    desk.load(B)
+    desk.effects()
+    for behind in (0, plan.epoch - 1):
+        desk.planning.remind(B, behind)
+        ((node, told),) = desk.announcements()
+        assert (node, told.plan, told.active) == (B, plan, True)
+    desk.planning.remind(B, plan.epoch)
+    assert desk.announcements() == []
+
+
 @pytest.mark.parametrize("loaded_first", [True, False])
 def test_a_stage_follows_when_it_has_loaded_and_the_leader_says_so(loaded_first: bool) -> None:
     announcement = leader().proposal()
