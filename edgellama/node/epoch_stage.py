@@ -67,9 +67,10 @@ class EpochStage:
         """
         answer = self._answers.get(job.session)
         held, length = kept.take(job.key, self._plan, self._span), job.length
-        if not held and job.continues:
-            held = kept.take(job.continues, self._plan, self._span)
-            length = min(length, job.shared)
+        # Whoever is continued is kept no longer, even where the answer itself is at hand.
+        before = kept.take(job.continues, self._plan, self._span)
+        if not held and before:
+            held, length = before, min(length, job.shared)
         if answer is None:
             answer = self._begin(job.session, held if length else {}, kept)
         answer.key = job.key

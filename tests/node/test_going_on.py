@@ -280,3 +280,16 @@ def test_an_ended_answer_makes_room_for_new_ones(two: TwoEngines) -> None:
         two.run(0, StageJob(5, session, 0, tokens=PROMPT))
     two.run(0, CloseJob(5, 2))
     assert begin_next(two, 5) == [(0, 0), (5, 5)]
+
+
+def test_who_is_continued_is_kept_no_longer_where_the_answer_itself_is_found(
+    two: TwoEngines,
+) -> None:
+    """Nobody would forget it: the stage's deadline for it ended when the question came."""
+    for engine in two.engines:
+        engine.run(OpenJob(two.plan.epoch, 2, KEY + 1, 0))
+        engine.run(CloseJob(two.plan.epoch, 2, keep=True))
+    end(two)
+    assert all(set(engine._kept.answers()) == {KEY, KEY + 1} for engine in two.engines)
+    begin_next(two, 5)
+    assert not any(engine._kept.answers() for engine in two.engines)
