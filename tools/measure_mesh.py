@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from slow_switch import SlowSwitch
 
-from edgellama.mesh.planning import CONTEXT_DEFAULT
+from edgellama.mesh.wishes import CONTEXT_DEFAULT
 from edgellama.model.cost import model_facts
 from edgellama.model.gguf import GgufFile
 from edgellama.net.paths import StatePaths

@@ -110,7 +110,7 @@ def _model(text: str) -> ModelFacts:
 
 
 def _stated_facts(model: ModelFacts | None, ram: str, measured: dict[str, str | None]) -> PlanFacts:
-    from edgellama.mesh.planning import CONTEXT_DEFAULT
+    from edgellama.mesh.wishes import CONTEXT_DEFAULT
     from edgellama.node.member import SESSIONS_MAX
     from edgellama.plan.by_hand import (
         MEGABITS_MAX,
@@ -141,7 +141,7 @@ def _stated_facts(model: ModelFacts | None, ram: str, measured: dict[str, str | 
 
 
 def _facts_of_mesh(model: ModelFacts | None, reply: FactsReply) -> PlanFacts:
-    from edgellama.mesh.planning import CONTEXT_DEFAULT
+    from edgellama.mesh.wishes import CONTEXT_DEFAULT
     from edgellama.node.member import SESSIONS_MAX
     from edgellama.plan.ram import Requirements
     from edgellama.plan.report import PlanFacts

@@ -99,7 +99,7 @@ def _fitting_kinds(
     """Choose the types, and show what each matrix becomes."""
     from edgellama.cli.progress import progress_bar
     from edgellama.cli.tables import choices_table, show
-    from edgellama.mesh.planning import CONTEXT_DEFAULT
+    from edgellama.mesh.wishes import CONTEXT_DEFAULT
     from edgellama.node.fitting import Fitting
     from edgellama.plan.ram import Requirements
 

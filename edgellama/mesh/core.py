@@ -85,6 +85,7 @@ from edgellama.wire.messages import (
     StepNeeded,
     StepStale,
     TokenTook,
+    Trials,
     decode,
 )
 
@@ -301,6 +302,7 @@ class MeshNode:
 
     def member_reached(self, node: NodeId) -> None:
         """Say again to a member what may have been lost."""
+        self.membership.tell_trials(node, self._now)
         self.measurements.peer_connected(node)
         self.planning.peer_connected(node)
         self.stage.peer_connected(node)
@@ -375,7 +377,7 @@ class MeshNode:
                 self._receive_step(node, message)
             case OpenSession() | StepNeeded():
                 self.stage.receive(node, message)
-            case Heartbeat() | Gossip():
+            case Heartbeat() | Gossip() | Trials():
                 self._receive_on_members(node, message)
             case Measured() | RateProbe():
                 self.measurements.receive(node, message, self._now)
@@ -402,7 +404,7 @@ class MeshNode:
             case _:
                 self._receive_as_home(node, message)
 
-    def _receive_on_members(self, node: NodeId, message: Heartbeat | Gossip) -> None:
+    def _receive_on_members(self, node: NodeId, message: Heartbeat | Gossip | Trials) -> None:
         self.membership.receive(node, message, self._now)
         if isinstance(message, Heartbeat):
             self.planning.remind(node, message.epoch_active)

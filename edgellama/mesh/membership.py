@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from edgellama.mesh.effects import Dial, Outbox, Tell
+from edgellama.mesh.steadiness import Steadiness
 from edgellama.plan.sizes import format_size
 from edgellama.values import Address, ModelFacts, NodeId
 from edgellama.wire.messages import (
     ALIVE,
+    DEAD,
     LEAVES,
     LEFT,
     MEMBER_STATES,
@@ -29,6 +31,7 @@ from edgellama.wire.messages import (
     Gossip,
     Heartbeat,
     MemberRecord,
+    Trials,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class Membership:
         self._doubles: set[int] = set()  # incarnations of others with this identity, told of
         self._seeds: tuple[Address, ...] = ()
         self._seeds_at = 0.0
+        self.steadiness = Steadiness()
         self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
 
     @property
@@ -119,18 +123,27 @@ class Membership:
         if node in self._records:
             self._redial_at[node] = now
 
+    def tell_trials(self, node: NodeId, now: float) -> None:
+        """Tell a member that can be reached now who is on trial: perhaps it is itself."""
+        trials = self.steadiness.trials(now)
+        if trials:
+            self._outbox.send(node, Trials(trials))
+
     def declare(self, node: NodeId, incarnation: int, state: str, now: float) -> None:
         """Say that a member is dead, or has left, in this life of it."""
         record = self._records.get(node)
         if record and record.incarnation == incarnation and record.state == ALIVE:
             self._merge([record._replace(state=state)], now)
 
-    def receive(self, node: NodeId, message: Heartbeat | Gossip, now: float) -> None:
+    def receive(self, node: NodeId, message: Heartbeat | Gossip | Trials, now: float) -> None:
         """Take what another member says of itself and of others."""
-        if isinstance(message, Gossip):
-            self.receive_gossip(message, now)
-        else:
-            self.receive_heartbeat(node, message)
+        match message:
+            case Gossip():
+                self.receive_gossip(message, now)
+            case Heartbeat():
+                self.receive_heartbeat(node, message)
+            case Trials():
+                self._receive_trials(message, now)
 
     def receive_heartbeat(self, node: NodeId, heartbeat: Heartbeat) -> None:
         """Answer with all that is known where the other's view differs."""
@@ -269,8 +282,37 @@ class Membership:
         self._records[record.node] = record
         if record.node != self._me:
             self._tell(record, before)
+            self._try_for_steadiness(record, before, now)
         if before is None or before._replace(version=0) != record._replace(version=0):
             self.changed_at = now
+
+    def _receive_trials(self, message: Trials, now: float) -> None:
+        before = self.steadiness.on_trial
+        known = [trial for trial in message.trials if trial.node in self._records]
+        self.steadiness.told(known, now)
+        if self._me in self.steadiness.on_trial - before:
+            self._tell_trial("this device")
+
+    def _try_for_steadiness(
+        self, record: MemberRecord, before: MemberRecord | None, now: float
+    ) -> None:
+        """Take note when a member is lost without a word, and when it is here again."""
+        if before is None or before.state == LEFT:
+            return
+        anew = before.incarnation < record.incarnation
+        if before.state == ALIVE and record.state == DEAD:
+            self.steadiness.lost(record.node, now)
+        if record.state != ALIVE or (before.state == ALIVE and not anew):
+            return
+        alone = all(each.node in (self._me, record.node) for each in self.living())
+        if self.steadiness.returned(record.node, now, alone=alone, anew=anew):
+            self._tell_trial(record.name)
+            for node in self.connected():
+                self.tell_trials(node, now)
+
+    def _tell_trial(self, name: str) -> None:
+        text = f"{name} was lost more than once of late: it takes layers when it has stayed a while"
+        self._outbox.put(Tell(f"{text}, or when the others cannot do without it"))
 
     def _tell(self, record: MemberRecord, before: MemberRecord | None) -> None:
         was_there = before is not None and before.state == ALIVE

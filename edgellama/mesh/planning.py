@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from edgellama.mesh.conflicts import other_kernels, other_model
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
 from edgellama.mesh.epochs import epoch_after, plan_number, plan_text
+from edgellama.mesh.wishes import seniority, wanted_kv_kind, wanted_room, wanted_split
 from edgellama.plan.choice import Choice, choose
 from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
 from edgellama.plan.speed import EFFORT_AT_ONCE
 from edgellama.plan.wires import wires_of
 from edgellama.values import (
-    KV_F16,
     RAM,
     WIRE_Q8,
     DeviceFacts,
@@ -30,6 +30,8 @@ from edgellama.values import (
 from edgellama.wire.messages import MemberRecord, PlanAnnouncement, StageFailed, StageReady
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from edgellama.mesh.measurements import Measurements
     from edgellama.mesh.membership import Membership
 
@@ -38,7 +40,6 @@ MEASURED_S: Final = 10.0  # from news of measurements to a look at the plan; eac
 MEASURED_MAX_S: Final = 640.0
 SETTLE_S: Final = 0.5  # several devices that start together shall get one plan, not three
 SETTLE_LOST_S: Final = 0.05  # when a stage is lost answers wait: only for others lost with it
-CONTEXT_DEFAULT: Final = 2048
 
 
 class Planning:
@@ -151,10 +152,10 @@ class Planning:
         if self._considered_at != self._membership.changed_at:
             whole = self._greatest is None or self._is_whole(self._greatest, self._lives)
             return self._membership.changed_at + (SETTLE_S if whole else SETTLE_LOST_S)
-        if self._split == RAM or self._measurements.news_since is None:
-            return self._look_again_at
-        measured_at = self._measurements.news_since + self._measured_wait_s
-        return min(measured_at, self._look_again_at or measured_at)
+        timers = [self._look_again_at, self._membership.steadiness.next_end()]
+        if self._split != RAM and self._measurements.news_since is not None:
+            timers.append(self._measurements.news_since + self._measured_wait_s)
+        return min((timer for timer in timers if timer is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """When the view has settled: see what the facts ask for and, as the leader, propose it."""
@@ -169,6 +170,7 @@ class Planning:
         self._considered_at = self._membership.changed_at
         self._measurements.seen()
         self._look_again_at = None
+        self._membership.steadiness.expire(now)
         self._unfit.clear()
         self._look_for_conflict()
         self._consider()
@@ -281,7 +283,7 @@ class Planning:
         # Without any offer those who are left may have all of its layers on their disks.
         if plan and (plan.model_root in roots or self._is_whole(plan, self._lives) or not offers):
             return plan.model_root
-        return min(offers, key=_seniority).model_root if offers else ""
+        return min(offers, key=seniority).model_root if offers else ""
 
     def _offers(self) -> list[MemberRecord]:
         return [record for record in self._membership.living() if record.model_root]
@@ -289,7 +291,7 @@ class Planning:
     def _look_for_conflict(self) -> None:
         """Give up where this device does not fit the members that were here before it."""
         me = self._membership.me
-        first = min(self._membership.living(), key=_seniority, default=me)
+        first = min(self._membership.living(), key=seniority, default=me)
         if me.kernel_digest != first.kernel_digest:
             self._outbox.put(GiveUp(other_kernels(me, first)))
         root = self._model_root()
@@ -304,7 +306,7 @@ class Planning:
             self._set_trouble("no device here offers a model yet; join one with --model FILE")
             return
         requirements = self.requirements(facts)
-        split = self._wanted_split()
+        split = wanted_split(self._membership.staying(), self._split)
         choice = self._choice(facts, requirements, split)
         self.shortage = choice.reason if isinstance(choice, Unplaceable) else ""
         if isinstance(choice, Unplaceable):
@@ -350,7 +352,21 @@ class Planning:
         plan = self._kept_plan()
         held = plan.stages if plan is not None and plan.model_root == facts.root else ()
         links = self._measurements.links()
-        return choose(facts, self.devices(), links, requirements, split, held, EFFORT_AT_ONCE)
+        for devices in self._steadiest_first({each.node for each in held}):
+            choice = choose(facts, devices, links, requirements, split, held, EFFORT_AT_ONCE)
+            if isinstance(choice, Choice):
+                break
+        return choice
+
+    def _steadiest_first(self, holders: Collection[NodeId]) -> list[list[DeviceFacts]]:
+        """Return the devices to try: without those on trial, with those that hold layers, all."""
+        devices, on_trial = self.devices(), self._membership.steadiness.on_trial
+        steady = [each for each in devices if each.node not in on_trial]
+        steady_or_holders = [
+            each for each in devices if each.node not in on_trial or each.node in holders
+        ]
+        tries = [steady, steady_or_holders, devices]
+        return [each for index, each in enumerate(tries) if each not in tries[:index]]
 
     def _kept_plan(self) -> Plan | None:
         """Return the plan that the next one is to be like.
@@ -369,11 +385,6 @@ class Planning:
         staying = {record.node for record in self._membership.staying()}
         return self._is_whole(plan, lives) and all(each.node in staying for each in plan.stages)
 
-    def _wanted_split(self) -> str:
-        """Return what to split by: as the eldest member that asks for any, else as so far."""
-        asked = [record for record in self._membership.staying() if record.split]
-        return min(asked, key=_seniority).split if asked else self._split
-
     def _scarcity(self) -> str:
         """Return why no plan could be made now to take the place of the one that serves."""
         staying = {record.node for record in self._membership.staying()}
@@ -391,22 +402,13 @@ class Planning:
     def requirements(self, facts: ModelFacts) -> Requirements:
         """Return for how much KV cache there must be room."""
         staying = self._membership.staying()
-        asked = [record.context for record in staying if record.context]
-        context = min([*asked, facts.context_max]) if asked else facts.context_max
-        context = context if asked else min(context, CONTEXT_DEFAULT)
-        wanted = [record.sessions for record in staying if record.sessions]
-        sessions_max = min(wanted, default=self._sessions_max)
-        return Requirements(context, sessions_max, self._kv_kind(facts))
+        return wanted_room(staying, facts, self._sessions_max, self._kv_kind(facts))
 
     def _kv_kind(self, facts: ModelFacts) -> str:
-        """Return how keys and values are kept: as in the plan so far, else as the eldest asks.
-
-        An answer must end as it began, whoever comes and goes meanwhile.
-        """
+        """Return how keys and values are kept: an answer must end as it began, whoever comes."""
         if self._greatest is not None and self._greatest.model_root == facts.root:
             return self._greatest.kv_kind
-        asked = [record for record in self._membership.living() if record.kv_kind]
-        return min(asked, key=_seniority).kv_kind if asked else KV_F16
+        return wanted_kv_kind(self._membership.living())
 
     def _is_in_force(self, plan: Plan) -> bool:
         """Return whether the greatest plan is this one but for its epoch, and can be kept."""
@@ -436,7 +438,7 @@ class Planning:
         offers = [each for each in self._offers() if each.model_root == plan.model_root]
         # Where nobody has the file any more, those who hold all layers do not need it.
         unoffered = (0 if self._is_whole(plan, lives) else INCARNATION_PAST, "")
-        incarnation, node = min(map(_seniority, offers), default=unoffered)
+        incarnation, node = min(map(seniority, offers), default=unoffered)
         return incarnation, node, -plan.epoch, plan.leader
 
     def _follow(
@@ -493,7 +495,3 @@ class Planning:
     def _announce(self) -> None:
         for node in self._membership.connected():
             self._outbox.send(node, self._announcement())
-
-
-def _seniority(record: MemberRecord) -> tuple[int, NodeId]:
-    return record.incarnation, record.node

@@ -71,6 +71,8 @@ from edgellama.wire.reaching_messages import (
     NotRelayed,
     ReachingMessage,
     Relayed,
+    Trial,
+    Trials,
 )
 from edgellama.wire.session_messages import (
     SESSION_MESSAGES,
@@ -166,6 +168,8 @@ __all__ = [
     "StepStale",
     "Summary",
     "TokenTook",
+    "Trial",
+    "Trials",
     "bounded_history",
     "decode",
     "encode",

@@ -1,12 +1,12 @@
-"""Whether a member is heard, and what goes by way of one that hears both: said among members."""
+"""Whether a member is heard, how it is reached, and how steadily: said among members."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgellama.values import NODE_ID_DIGITS, NodeId
-from edgellama.wire.schema import Hexadecimal, Kind, Unsigned
+from edgellama.wire.schema import Hexadecimal, Kind, Many, Record, Unsigned
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,23 @@ class NotRelayed:
     target: NodeId
 
 
-ReachingMessage = Doubt | Heard | Relayed | NotRelayed
+class Trial(NamedTuple):
+    """A member that was lost again and again, and for how long it shall hold no layers yet."""
 
+    node: NodeId
+    left_ms: int
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Who is on trial, as far as I know; perhaps you are, or have been away meanwhile."""
+
+    trials: tuple[Trial, ...]
+
+
+ReachingMessage = Doubt | Heard | Relayed | NotRelayed | Trials
+
+TRIALS_MAX: Final = 1024  # as many as there may be members
 _NODE: Final = Hexadecimal(NODE_ID_DIGITS)
 
 # By the numbers that are written on the wire; see ``messages``.
@@ -50,4 +65,5 @@ REACHING_MESSAGES: Final[dict[int, Kind]] = {
     27: Kind(Heard, (_NODE, Unsigned(32))),
     28: Kind(Relayed, (_NODE, _NODE), "message"),
     29: Kind(NotRelayed, (_NODE,)),
+    30: Kind(Trials, (Many(Record(Trial, _NODE, Unsigned(32)), TRIALS_MAX),)),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellama.mesh.planning import CONTEXT_DEFAULT
+from edgellama.mesh.wishes import CONTEXT_DEFAULT
 from edgellama.model.cost import model_facts
 from edgellama.model.gguf import GgufFile
 from edgellama.node.member import SESSIONS_MAX

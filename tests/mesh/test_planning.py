@@ -9,10 +9,8 @@ from planning_desk import OTHER, ROOT, Desk, offering
 from edgellama.errors import KernelConflictError, ModelConflictError
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Tell
 from edgellama.mesh.epochs import plan_number
-from edgellama.mesh.planning import (
-    CONTEXT_DEFAULT,
-    SETTLE_S,
-)
+from edgellama.mesh.planning import SETTLE_S
+from edgellama.mesh.wishes import CONTEXT_DEFAULT
 from edgellama.testing.fake_model import ram_bytes
 from edgellama.values import (
     Plan,

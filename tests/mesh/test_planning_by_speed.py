@@ -6,6 +6,7 @@ from mesh_building import MODEL, A, B, C, record
 from planning_desk import ROOT, Desk, offering
 
 from edgellama.mesh.planning import MEASURED_S
+from edgellama.mesh.wishes import wanted_split
 from edgellama.testing.fake_model import ram_bytes
 from edgellama.values import (
     BATCH,
@@ -58,10 +59,10 @@ def test_the_split_outlives_who_asked_for_it() -> None:
     desk.effects()
     desk.membership.receive_gossip(Gossip((record(C, ram_bytes=ram_bytes(12)),), ()), desk.now)
     desk.membership.leave(desk.now)
-    assert desk.planning._wanted_split() == BATCH
+    assert wanted_split(desk.membership.staying(), desk.planning.split) == BATCH
     other = Desk(offering(A))
     other.announced(PlanAnnouncement(*_plan_by_speed(), True, (1,), CHAT, ()))
-    assert other.planning._wanted_split() == CHAT
+    assert wanted_split(other.membership.staying(), other.planning.split) == CHAT
 
 
 def _plan_by_speed() -> tuple[Plan, ModelFacts]:

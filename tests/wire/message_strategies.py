@@ -166,6 +166,9 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     wire.StepNeeded: st.builds(wire.StepNeeded, u64, u64, u32, u32),
     wire.OpenSession: st.builds(wire.OpenSession, u64, u64, u64, u32),
     wire.Doubt: st.builds(wire.Doubt, nodes),
+    wire.Trials: st.builds(
+        wire.Trials, st.lists(st.builds(wire.Trial, nodes, u32), max_size=3).map(tuple)
+    ),
     wire.Heard: st.builds(wire.Heard, nodes, u32),
     wire.Relayed: st.builds(wire.Relayed, nodes, nodes, st.binary(max_size=100)),
     wire.NotRelayed: st.builds(wire.NotRelayed, nodes),

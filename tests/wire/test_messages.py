@@ -78,7 +78,7 @@ def test_every_kind_is_tested_and_has_a_number_of_its_own() -> None:
         *("InviteQuery", "InviteReply", "Forget", "Forgotten", "NewKey"),
     ]
     later = {
-        25: ["OpenSession", "Doubt", "Heard", "Relayed", "NotRelayed"],
+        25: ["OpenSession", "Doubt", "Heard", "Relayed", "NotRelayed", "Trials"],
         35: ["Measured", "FactsQuery", "FactsReply", "MeterQuery", "MeterReply"],
         45: ["TokenTook", "AskInSession", "KeepSession", "SessionQuery", "SessionReply"],
         50: ["ForgetSession", "SessionForgotten"],
