@@ -49,6 +49,7 @@ PROMPT = "Once upon a time"
 GREEDY = ("--temperature", 0)
 SAMPLED = ("--temperature", 0.9, "--top-k", 40, "--seed", 7)
 WAYS = {"greedy": GREEDY, "sampled": SAMPLED}
+WARM, COLD = "warm", "cold"  # whoever takes layers over has had them before, or has not
 TOKENS = 200  # of an answer that is struck once
 STRUCK_AT = 25  # tokens
 AWAY_S = 6.0  # a device that is needed comes back after so long
@@ -64,7 +65,7 @@ class Trial:
     case: str
     struck: str
     way: str
-    weights: str  # warm: whoever takes layers over has had them before
+    weights: str
     equal: bool
     gap_s: float
     gap_token: int
@@ -143,18 +144,27 @@ class Chaos:
     # Cases
 
     def one_at_a_time(self, cases: list[str]) -> None:
-        """Strike each role in each way; the first round makes all layers known to all."""
+        """Strike each role in each way, killed with cold layers first."""
+        self._one_mesh("kill", "greedy", COLD)
+        for _ in range(self.options.rounds):
+            for case in cases:
+                for way in self.options.way or WAYS:
+                    self._one_mesh(case, way, WARM)
+
+    def _one_mesh(self, case: str, way: str, weights: str) -> None:
+        """Strike each role once: a device that is lost again has to wait before it holds layers."""
         with self.devices(*OFFERS) as devices:
-            self._warm_up(devices)
-            for _ in range(self.options.rounds):
-                for case in cases:
-                    for role in self.options.role or ROLES:
-                        for way in self.options.way or WAYS:
-                            self._strike(devices, case, role, way, "warm")
+            if weights == WARM:
+                self._warm_up(devices)
+            for role in self.options.role or ROLES:
+                self._strike(devices, case, role, way, weights)
 
     def _warm_up(self, devices: Devices) -> None:
+        """Let each leave in its turn, so that the others have had its layers."""
         for role in ROLES:
-            self._strike(devices, "kill", role, "greedy", "cold")
+            host, _ = parts(devices.ring(devices.ready(STAGES)), role)
+            FAULTS["leave"].strike(devices, host)
+            FAULTS["leave"].undo(devices, host)
 
     def _strike(self, devices: Devices, case: str, role: str, way: str, weights: str) -> None:
         fault = FAULTS[case]
@@ -168,9 +178,11 @@ class Chaos:
     def two_at_once(self) -> None:
         """Let two of four devices lose their power at the same moment."""
         pairs = {"home and last": (0, 3), "both middle": (1, 2), "home and asked": (0, 2)}
-        with self.devices(*OFFERS) as devices:
-            for weights in ("cold", *["warm"] * self.options.rounds):
-                for name, places in pairs.items():
+        for weights in (COLD, *[WARM] * self.options.rounds):
+            for name, places in pairs.items():
+                with self.devices(*OFFERS) as devices:
+                    if weights == WARM:
+                        self._warm_up(devices)
                     ring = devices.ring(devices.ready(STAGES))
                     hosts = [ring[place] for place in places]
 
@@ -179,8 +191,6 @@ class Chaos:
                             host.kill()
 
                     self.trial(devices, ring[2], ("two", name, "greedy", weights), strike)
-                    for host in hosts:
-                        devices.start(host)
 
     def owner(self) -> None:
         """Let the only device with the model's file die for good, and home after it."""
@@ -195,7 +205,7 @@ class Chaos:
                 "nobody, asked then": lambda _: None,
             }
             for struck, strike in strikes.items():
-                self.trial(devices, ring[2], ("owner", struck, "greedy", "warm"), strike)
+                self.trial(devices, ring[2], ("owner", struck, "greedy", WARM), strike)
 
     def scarce(self) -> None:
         """Let what is left be too little: the answer waits for a device, others hear why."""
@@ -206,7 +216,7 @@ class Chaos:
                 host, left = devices.members[place], devices.members[1 - place]
                 go_and_come = partial(self._go_and_come, devices, host, left)
 
-                self.trial(devices, left, ("scarce", struck, "greedy", "warm"), go_and_come)
+                self.trial(devices, left, ("scarce", struck, "greedy", WARM), go_and_come)
 
     def _go_and_come(self, devices: Devices, host: Host, left: Host, _: Any) -> None:
         host.kill()

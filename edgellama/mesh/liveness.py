@@ -11,6 +11,7 @@ A node that was asleep itself knows nothing of the others' silence, and begins t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -113,6 +114,11 @@ class Liveness:
         heard = self._heard_at(node), self._relayed_at.get(node), watched.heard_at
         watched.heard_at = max(each for each in heard if each is not None)
         return now - max(watched.heard_at, watched.since)
+
+    def last_heard(self, node: NodeId) -> float:
+        """Return when anything last came from a member, by whichever way; -inf if nothing did."""
+        heard = self._heard_at(node), self._relayed_at.get(node)
+        return max((each for each in heard if each is not None), default=-math.inf)
 
     def heard_by_way_of_another(self, node: NodeId, now: float) -> None:
         """Take note of what came from a member to which there may be no link."""

@@ -304,8 +304,7 @@ class Membership:
             self.steadiness.lost(record.node, now)
         if record.state != ALIVE or (before.state == ALIVE and not anew):
             return
-        alone = all(each.node in (self._me, record.node) for each in self.living())
-        if self.steadiness.returned(record.node, now, alone=alone, anew=anew):
+        if self.steadiness.returned(record.node, now, anew=anew):
             self._tell_trial(record.name)
             for node in self.connected():
                 self.tell_trials(node, now)

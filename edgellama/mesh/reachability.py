@@ -6,6 +6,7 @@ messages on as they are; members trust each other. When the link is back it is u
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edgellama.link.endpoint import Identity, Priority
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 RELAYED_PRIORITY: Final = Priority.DECODE
 """What goes by way of another may be a step; what else there is of it is little."""
+
+HEARS_S: Final = 2.5  # everybody says something every second
+ALL_GONE_S: Final = 10.0  # of silent members some are given up at once, others by IDLE_DEAD_S
 
 
 class Reached(Protocol):
@@ -64,6 +68,7 @@ class Reachability:
         self._awaited: frozenset[NodeId] = frozenset()
         self._guests: frozenset[NodeId] = frozenset()
         self._next_heartbeat = 0.0
+        self._cut_off_at = -math.inf
 
     def next_timer(self) -> float:
         """Return when ``handle_timer`` wants to be called."""
@@ -215,8 +220,20 @@ class Reachability:
             self._hang_up(node, now)
             self._unroute(node, now)
             self._membership.declare(node, verdict.incarnation, DEAD, now)
+            if self._is_cut_off(now):
+                self._membership.steadiness.excuse(node)
         elif self._outbox.routes.get(node) != verdict.by:
             self._route(node, verdict.by, now)
+
+    def _is_cut_off(self, now: float) -> bool:
+        """Whether nobody at all is heard here, or was lately of whoever else was there."""
+        others = [each.node for each in self._membership.living() if each.node != self._me]
+        if not others:
+            return now < self._cut_off_at + ALL_GONE_S
+        if max(map(self._liveness.last_heard, others)) > now - HEARS_S:
+            return False
+        self._cut_off_at = now
+        return True
 
     def _tell_suspected(self, living: Collection[NodeId]) -> None:
         suspected = {node for node in living if self._liveness.is_suspected(node)}

@@ -3,7 +3,7 @@
 Every time a device takes layers over, answers wait for it, and again when it is lost. One loss may
 happen to anybody. Whoever is lost again within ten minutes is on trial when it comes back: for half
 a minute, twice as long after each further loss. What leaves in order costs nobody a wait and does
-not count. A node that has lost all the others was cut off itself, so that does not count either.
+not count, nor does what a node that was cut off itself thinks of the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ BLINK_S: Final = 0.5  # called dead for less by somebody who does not hear it: i
 LOSSES_S: Final = 600.0  # so long a loss is remembered
 LOSSES_FORGIVEN: Final = 1
 LOSSES_KEPT: Final = 8  # more of them would not make a trial longer
-TOGETHER_S: Final = 10.0  # some are noticed at once, others only after IDLE_DEAD_S
 TRIAL_S: Final = 30.0
 TRIAL_MAX_S: Final = 600.0
 
@@ -48,15 +47,17 @@ class Steadiness:
         """Take note that a member has gone without a word."""
         self._gone_at[node] = now
 
-    def returned(self, node: NodeId, now: float, *, alone: bool, anew: bool) -> bool:
-        """Take note that a member is here; return whether that begins a trial.
+    def excuse(self, node: NodeId) -> None:
+        """Do not count that a member seems to have gone: it may be this node that was cut off."""
+        self._gone_at.pop(node, None)
 
-        ``alone``: no other member is alive; ``anew``: it has begun another life.
+    def returned(self, node: NodeId, now: float, *, anew: bool) -> bool:
+        """Take note that a member is here, ``anew`` if in another life than it was called dead in.
+
+        Return whether that begins a trial.
         """
         gone_at = self._gone_at.pop(node, now)
         if now < gone_at + BLINK_S and not anew:
-            return False
-        if alone and self._was_cut_off(gone_at, now):
             return False
         recent = [at for at in self._losses.get(node, ()) if at > now - LOSSES_S]
         self._losses[node] = losses = [*recent, gone_at][-LOSSES_KEPT:]
@@ -65,15 +66,6 @@ class Steadiness:
         trial_s = min(TRIAL_S * 2.0 ** (len(losses) - LOSSES_FORGIVEN - 1), TRIAL_MAX_S)
         self._extend(node, now + trial_s)
         return True
-
-    def _was_cut_off(self, gone_at: float, now: float) -> bool:
-        """Whether this node, with nobody else here, was away itself; then the others were not."""
-        if any(now < at + BLINK_S for at in self._gone_at.values()):
-            return False  # somebody is here after all
-        others = [node for node, at in self._gone_at.items() if abs(at - gone_at) < TOGETHER_S]
-        for node in others:
-            del self._gone_at[node]
-        return bool(others)
 
     def told(self, trials: Iterable[Trial], now: float) -> None:
         """Take what another member says: it may have been here while this node was not."""

@@ -15,6 +15,7 @@ from edgellama.mesh.liveness import (
     BUSY_HEARTBEAT_S,
     BUSY_SUSPECT_S,
     FINE_TICK_S,
+    IDLE_DEAD_S,
 )
 from edgellama.mesh.membership import Membership
 from edgellama.mesh.reachability import Reachability
@@ -253,3 +254,34 @@ def test_who_stood_still_for_long_begins_its_links_anew_and_accuses_nobody() -> 
     assert {each.node for each in of_kind(effects, HangUp)} == {B, C}
     assert [text for each in of_kind(effects, Tell) if "it joins again" in (text := each.text)]
     assert [desk.state(node) for node in (B, C, D)] == [ALIVE] * 3
+
+
+def counted_as_gone(desk: Desk) -> set[NodeId]:
+    return set(desk.membership.steadiness._gone_at)
+
+
+def test_who_is_lost_while_others_are_heard_counts_as_gone() -> None:
+    desk = Desk(B, C, D)
+    desk.until(100.0 + IDLE_DEAD_S + 1.0, C)
+    assert [desk.state(node) for node in (B, C, D)] == [DEAD, ALIVE, DEAD]
+    assert counted_as_gone(desk) == {B, D}
+
+
+@pytest.mark.parametrize("awaited", [(), (B,), (B, C)])
+def test_who_hears_nobody_was_cut_off_and_counts_nobody_as_gone(
+    awaited: tuple[NodeId, ...],
+) -> None:
+    desk = Desk(B, C, D)
+    desk.wait_on(*awaited)
+    desk.until(101.0, B, C, D)
+    desk.until(101.0 + 2 * IDLE_DEAD_S)
+    assert {desk.state(node) for node in (B, C, D)} == {DEAD}
+    assert counted_as_gone(desk) == set()
+
+
+def test_the_only_other_member_counts_as_gone() -> None:
+    desk = Desk(B)
+    for node in (C, D):
+        desk.membership.declare(node, 1, LEFT, desk.now)
+    desk.until(100.0 + IDLE_DEAD_S + 1.0)
+    assert counted_as_gone(desk) == {B}

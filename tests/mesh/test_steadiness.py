@@ -10,7 +10,6 @@ from edgellama.mesh.effects import Tell
 from edgellama.mesh.steadiness import (
     BLINK_S,
     LOSSES_S,
-    TOGETHER_S,
     TRIAL_MAX_S,
     TRIAL_S,
     Steadiness,
@@ -24,7 +23,7 @@ def lose(steadiness: Steadiness, times: int, now: float = 100.0) -> float:
     for _ in range(times):
         steadiness.lost(B, now)
         now += 1.0
-        steadiness.returned(B, now, alone=False, anew=False)
+        steadiness.returned(B, now, anew=False)
     return now
 
 
@@ -55,7 +54,7 @@ def test_others_are_not_on_trial_for_it() -> None:
     steadiness = Steadiness()
     now = lose(steadiness, 2)
     steadiness.lost(C, now)
-    assert not steadiness.returned(C, now + 5, alone=False, anew=True)
+    assert not steadiness.returned(C, now + 5, anew=True)
     assert steadiness.on_trial == {B}
 
 
@@ -64,44 +63,21 @@ def test_who_was_never_gone_is_no_loss() -> None:
     steadiness = Steadiness()
     for now in (100.0, 120.0, 140.0):
         steadiness.lost(B, now)
-        assert not steadiness.returned(B, now + BLINK_S / 2, alone=False, anew=False)
+        assert not steadiness.returned(B, now + BLINK_S / 2, anew=False)
 
 
 def test_who_starts_anew_at_once_is_a_loss() -> None:
     steadiness = Steadiness()
-    begun = [steadiness.returned(B, now, alone=False, anew=True) for now in (100.0, 120.0, 140.0)]
+    begun = [steadiness.returned(B, now, anew=True) for now in (100.0, 120.0, 140.0)]
     assert begun == [False, True, True]
 
 
-def test_a_node_that_loses_all_the_others_at_once_was_cut_off_itself() -> None:
+def test_what_may_have_been_this_nodes_own_absence_does_not_count() -> None:
     steadiness = Steadiness()
     for now in (100.0, 130.0, 160.0):
         steadiness.lost(B, now)
-        steadiness.lost(C, now + TOGETHER_S / 2)
-        for node, alone in ((B, True), (C, False)):
-            assert not steadiness.returned(node, now + 20, alone=alone, anew=False)
-
-
-def test_the_only_other_one_may_well_be_the_unsteady_one() -> None:
-    steadiness = Steadiness()
-    steadiness.lost(C, 50.0)  # long ago, and for good
-    begun = []
-    for now in (100.0, 130.0):
-        steadiness.lost(B, now)
-        begun.append(steadiness.returned(B, now + 5, alone=True, anew=False))
-    assert begun == [False, True]
-
-
-def test_what_it_hears_of_others_does_not_excuse_who_was_cut_off() -> None:
-    """Of those who part, the smaller side calls the greater one dead when they meet again."""
-    steadiness = Steadiness()
-    begun = []
-    for now in (100.0, 130.0):
-        steadiness.lost(B, now)
-        steadiness.lost(C, now + 8.0)
-        begun.append(steadiness.returned(B, now + 8.1, alone=True, anew=False))
-        steadiness.returned(C, now + 8.2, alone=False, anew=False)
-    assert begun == [False, True]
+        steadiness.excuse(B)
+        assert not steadiness.returned(B, now + 20, anew=False)
 
 
 def test_what_is_told_of_trials_counts_if_it_is_longer() -> None:
