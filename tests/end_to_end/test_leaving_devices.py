@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hosts import GREEDY, PROMPT
 
+from edgellama.node.power_watch import READ_S
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -95,24 +97,35 @@ def test_a_second_signal_ends_at_once(mesh: Mesh, model: Path) -> None:
     mesh.wait_ready(guest, 1)
 
 
+def phone_that_says(folder: Path, percent: int) -> dict[str, str]:
+    """Return the environment of a phone whose battery is as ``charge`` says it is."""
+    charge(folder, percent)
+    command = folder / "termux-battery-status"
+    command.write_text(f"#!/bin/sh\ncat '{folder / 'battery'}'\n")
+    command.chmod(0o755)
+    return {"PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
+
+
+def charge(folder: Path, percent: int) -> None:
+    """Let the phone's battery be so full, as ``termux-battery-status`` prints it."""
+    said = f'{{"percentage": {percent}, "plugged": "UNPLUGGED", "temperature": 25.0}}'
+    (folder / "battery").write_text(said)
+
+
+def rests(status: dict[str, Any]) -> bool:
+    """Whether one of two devices rests and the other one holds all layers."""
+    intents = sorted(node["intent"] for node in status["nodes"])
+    holders = [node for node in status["nodes"] if node["layers"][0] < node["layers"][1]]
+    return status["ready"] and intents == ["rests", "stays"] and len(holders) == 1
+
+
 def test_a_phone_with_a_low_battery_holds_nothing_unless_it_is_to_stay(
     mesh: Mesh, model: Path, expected: Expected, tmp_path: Path
 ) -> None:
-    """What ``termux-battery-status`` prints is what a phone says of itself."""
-    said = '{"percentage": 12, "plugged": "UNPLUGGED", "temperature": 25.0}'
-    command = tmp_path / "termux-battery-status"
-    command.write_text(f"#!/bin/sh\necho '{said}'\n")
-    command.chmod(0o755)
-    low = {"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    low = phone_that_says(tmp_path, 12)
     mesh.join("--model", model, "--ram", "600M")
     phone, guest = mesh.host(), mesh.host()
     phone.join(*mesh.at(phone), "--ram", "500M", environment=low)
-
-    def rests(status: dict[str, Any]) -> bool:
-        intents = sorted(node["intent"] for node in status["nodes"])
-        holders = [node for node in status["nodes"] if node["layers"][0] < node["layers"][1]]
-        return status["ready"] and intents == ["rests", "stays"] and len(holders) == 1
-
     mesh.wait(guest, rests)
     assert "12 %" in phone.said()
     asked = mesh.ask(guest, PROMPT, *mesh.of(phone), "--json", *GREEDY).json
@@ -120,3 +133,25 @@ def test_a_phone_with_a_low_battery_holds_nothing_unless_it_is_to_stay(
     phone.kill()
     phone.join(*mesh.at(phone), "--ram", "500M", "--stay", environment=low)
     mesh.wait_ready(guest, 2)
+
+
+def test_a_phone_whose_battery_runs_low_hands_its_layers_over_between_two_tokens(
+    mesh: Mesh, model: Path, expected: Expected, tmp_path: Path
+) -> None:
+    """It looks once a minute; one answer after the other is made until then."""
+    mesh.join("--model", model, "--ram", "500M")
+    phone, guest = mesh.host(), mesh.host()
+    phone.join(*mesh.at(phone), "--ram", "600M", environment=phone_that_says(tmp_path, 80))
+    mesh.wait_ready(guest, 2)
+    charge(tmp_path, 19)
+    until = time.monotonic() + 2 * READ_S
+    routes: list[int] = []
+    while not rests(mesh.wait(guest, lambda status: status["ready"])):
+        assert time.monotonic() < until, phone.said()
+        answer = mesh.ask(guest, PROMPT, *mesh.of(phone), "--json", *LONG).json
+        assert answer["tokens"] == expected(*LONG)["tokens"]
+        routes.append(len(answer["route"]))
+    assert routes[0] == 2
+    assert "19 %" in phone.said()
+    asked = mesh.ask(guest, PROMPT, *mesh.of(phone), "--json", *GREEDY).json
+    assert asked["tokens"] == expected(*GREEDY)["tokens"]
