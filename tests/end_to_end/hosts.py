@@ -167,6 +167,11 @@ class Host:
         if self.memory is not None:
             self.memory.close()
 
+    def kills_for_memory(self) -> int:
+        """Return how many processes of the host the kernel has ended for memory."""
+        assert self.memory is not None
+        return self.memory.kills
+
     def memory_bytes(self) -> dict[str, int]:
         """Return the memory of the running ``join``: VmHWM (peak), VmRSS, RssAnon, RssFile."""
         assert self.joined is not None

@@ -257,6 +257,12 @@ class MemoryGroup:
         """How often the limit was met."""
         return int((self.folder / "memory.failcnt").read_text())
 
+    @property
+    def kills(self) -> int:
+        """How many processes the kernel has ended because of the limit."""
+        lines = (self.folder / "memory.oom_control").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
     def close(self) -> None:
         atexit.unregister(self.close)
         remove_groups(lambda name: name == self.folder.name)

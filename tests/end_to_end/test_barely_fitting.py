@@ -64,19 +64,12 @@ def test_what_just_fits_answers_and_what_just_does_not_is_refused(
     for _ in range(2):
         given = fits.run("ask", *limited.of(fits), *OPTIONS, PROMPT).json
         assert given["tokens"] == answer["tokens"]
-    assert kills_of(fits) == 0
+    assert fits.kills_for_memory() == 0
     assert fits.leave().code == 0
 
     lacks, offer_bytes = joined(limited, barely, exact - 2 * MARGIN)
     assert need_bytes - 4 * MARGIN < offer_bytes < need_bytes
     refused = lacks.run("ask", *limited.of(lacks), *OPTIONS, PROMPT)
     refused.refuses(3, "bytes", "missing")
-    assert kills_of(lacks) == 0
+    assert lacks.kills_for_memory() == 0
     assert lacks.leave().code == 0
-
-
-def kills_of(host: Host) -> int:
-    """Return how many processes of the host's group the kernel has ended for memory."""
-    assert host.memory is not None
-    lines = (host.memory.folder / "memory.oom_control").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hosts import Host, Mesh, Status
 from network import best_network, memory_controller
+from timed_asking import TimedAsking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ PROMPT = "one two three"
 RAM = "300M"  # the share that a node offers; the file has about 620 MB
 CONTEXT = 256
 OVERHEAD_BYTES = 150 * 10**6  # interpreter, kernels, scratch: docs/measurements/mesh.md
+TIGHT_RAM = "245M"
+TIGHT_BYTES = 400 * 2**20  # the share and the interpreter: less than the layers of two plans
 LIMIT_BYTES = 512 * 2**20  # of the whole process: share, interpreter, kernels, transfer
 
 
@@ -81,6 +84,41 @@ def test_three_devices_answer(
     assert answer["tokens"] == one["tokens"]
     for host in members:
         assert host.leave().code == 0
+
+
+def test_a_change_of_plans_in_the_middle_of_an_answer_takes_no_more_than_was_offered(
+    limited: Mesh, large_model: Path, alone: Host
+) -> None:
+    """A device leaves, the others prepare its layers while they compute with what they have."""
+    members = [
+        limited.join(*options, "--ram", TIGHT_RAM, "--context", CONTEXT, memory_bytes=TIGHT_BYTES)
+        for options in (("--model", large_model), (), (), ())
+    ]
+    guest = limited.host()
+    four = members_nodes(members, limited.wait_ready(guest, 4))
+    asked = ("-n", 150, "--temperature", 0, "--ignore-eos")
+    asking = TimedAsking(guest, *limited.of(members[0]), *asked, PROMPT)
+    try:
+        asking.wait_for(10)
+        outcome = members[-1].leave()
+        assert "leaving at once" not in outcome.stdout
+        assert not asking.heard.reason, "the answer was done before the others had taken over"
+        heard = asking.end()
+    finally:
+        asking.kill()
+    assert heard.code == 0, heard
+    one = alone.run("ask", "--model", large_model, "--json", *asked, PROMPT).json
+    assert heard.tokens == one["tokens"]
+    three = members_nodes(members[:-1], limited.wait_ready(guest, 3))
+    assert layers_of(three) == layers_of(four)
+    assert [host.kills_for_memory() for host in members[:-1]] == [0] * 3
+    for host in members[:-1]:
+        assert host.leave().code == 0
+
+
+def layers_of(nodes: list[dict[str, Any]]) -> int:
+    """Return how many layers these hold together."""
+    return sum(past - first for first, past in (node["layers"] for node in nodes))
 
 
 def members_nodes(members: list[Host], status: Status) -> list[dict[str, Any]]:
