@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from edgellama.cli.options import as_json, backend, key, kv, model_file, note, peers
+from edgellama.cli.options import (
+    as_json,
+    backend,
+    key,
+    key_choice,
+    kv,
+    model_file,
+    note,
+    peers,
+    transport,
+)
 from edgellama.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ def counts(text: str) -> tuple[int, ...]:
     help="With --mesh: answers at the same time. Default: 1.",
 )
 @peers
+@transport
 @key
 @click.option(
     "--threads",
@@ -63,6 +74,7 @@ def command(
     tokens: int,
     sessions: int,
     peers: tuple[str, ...],
+    transport: str,
     key: str | None,
     threads: tuple[int, ...] | None,
     stages: int,
@@ -81,10 +93,12 @@ def command(
     """
     if mesh:
         from edgellama.cli.bench_mesh import bench_mesh
+        from edgellama.cli.reaching import way_to_mesh
 
         if model is not None:
             raise MisuseError("--mesh measures the mesh's model: leave MODEL out")
-        bench_mesh(peers, key, sessions, tokens, as_json=as_json)
+        way = way_to_mesh(peers, key_choice(key))
+        bench_mesh(way, transport, sessions, tokens, as_json=as_json)
         return
     if model is None:
         raise MisuseError("name a GGUF file, or measure the running mesh with --mesh")

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellama.cli.options import key_choice
-from edgellama.cli.reaching import way_to_mesh
-
 if TYPE_CHECKING:
+    from edgellama.cli.reaching import Way
     from edgellama.node.mesh_benchmark import MeshBench
 
 
-def bench_mesh(
-    peers: tuple[str, ...], key: str | None, sessions: int, tokens: int, *, as_json: bool
-) -> None:
+def bench_mesh(way: Way, transport: str, sessions: int, tokens: int, *, as_json: bool) -> None:
     """Measure the mesh and print what it does."""
     from edgellama.cli.progress import progress_bar
     from edgellama.node.mesh_benchmark import benchmark_mesh
 
-    way = way_to_mesh(peers, key_choice(key))
     with progress_bar("tokens") as progress:
-        bench = benchmark_mesh(*way, sessions, tokens, progress)
+        bench = benchmark_mesh(*way, transport, sessions, tokens, progress)
     if as_json:
         click.echo(json_module.dumps(bench_object(bench)))
         return

@@ -79,6 +79,7 @@ def status_object(status: StatusReply) -> dict[str, Any]:
                 "transport": member.transport,
                 "state": member.record.state,
                 "intent": member.record.intent or "stays",
+                "trial_s": member.trial_s,
                 "backend": member.record.backend,
                 "release": member.record.release,
                 "wire": wire_object(member.counters),

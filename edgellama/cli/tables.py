@@ -229,7 +229,7 @@ def status_table(status: StatusReply) -> RenderableType:
             f"{member.record.host}:{member.record.port}",
             format_size(member.record.ram_bytes),
             member.record.backend,
-            state_text(member.record),
+            _trial_text(member) or state_text(member.record),
             _traffic(member),
             style="" if member.record.state == ALIVE else "dim",
         )
@@ -266,6 +266,12 @@ def _stage_times(status: StatusReply) -> list[RenderableType]:
 def state_text(record: MemberRecord) -> str:
     """Return how a member is: what it intends, while it is alive and does not stay."""
     return record.intent if record.state == ALIVE and record.intent else record.state
+
+
+def _trial_text(member: MemberStatus) -> str:
+    """Return for how long a device that came and went holds no layers yet."""
+    waits = member.trial_s and member.record.state == ALIVE and not member.span.layers
+    return f"on trial, {member.trial_s} s" if waits else ""
 
 
 def devices_table(status: StatusReply) -> RenderableType:

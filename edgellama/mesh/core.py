@@ -292,7 +292,7 @@ class MeshNode:
 
     def status(self, request: int = 0) -> StatusReply:
         """Return how the mesh stands, as this node sees it."""
-        return self._reports.status(request)
+        return self._reports.status(request, self._now)
 
     def _connected(self, identity: Identity) -> None:
         if identity.guest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgellama.mesh.epochs import plan_number
@@ -38,10 +39,14 @@ class Reports:
     def _me(self) -> str:
         return self._membership.me.node
 
-    def status(self, request: int = 0) -> StatusReply:
+    def status(self, request: int, now: float) -> StatusReply:
         """Return how the mesh stands, as this node sees it."""
         plan = self._planning.active
-        members = tuple(self._member_status(plan, each) for each in self._membership.records())
+        trials_ms = dict(self._membership.steadiness.trials(now))
+        members = tuple(
+            replace(self._member_status(plan, each), trial_s=_seconds(trials_ms.get(each.node, 0)))
+            for each in self._membership.records()
+        )
         facts = self._planning.facts()
         return StatusReply(
             request,
@@ -108,3 +113,8 @@ class Reports:
             self._measurements.stage_times(plan, record.node, peer, row_bytes(facts, wire)),
             transport,
         )
+
+
+def _seconds(milliseconds: int) -> int:
+    """Return whole seconds, none only of nothing."""
+    return -(-milliseconds // 1000)

@@ -79,6 +79,7 @@ def benchmark_mesh(
     named: Sequence[Address],
     mesh_key: bytes,
     paths: StatePaths,
+    transport: str,
     sessions: int,
     tokens: int,
     progress: Callable[[int, int], None],
@@ -88,13 +89,16 @@ def benchmark_mesh(
     Raises NoMeshError where none answers or it is not ready, and what an answer raises.
     """
     with ExitStack() as stack:
-        askers = [stack.enter_context(mesh_asker(named, mesh_key, paths)) for _ in range(sessions)]
+        askers = [
+            stack.enter_context(mesh_asker(named, mesh_key, paths, transport))
+            for _ in range(sessions)
+        ]
         status = askers[0].status()
         if not status.ready:
             raise NoMeshError(f"the mesh is not ready: {status.trouble or 'it is loading'}")
         for _ in askers[0].answer(benchmark_ask(WARM_UP_TOKENS)):
             pass
-        survey = stack.enter_context(closing(Survey(mesh_key)))
+        survey = stack.enter_context(closing(Survey(mesh_key, transport=transport)))
         survey.start()
         records = [member.record for member in ring_of(status)]
         survey.reach([Address(record.host, record.port) for record in records])

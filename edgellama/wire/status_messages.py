@@ -56,6 +56,7 @@ class MemberStatus:
     predicted: StageTimes = NOT_MEASURED
     measured: StageTimes = NOT_MEASURED
     transport: str = ""  # what carries the link to it: "udp", "tcp", or nothing
+    trial_s: int = 0  # it came and went, and is to hold no layers for so long
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ STATUS_MESSAGES: Final[dict[int, Kind]] = {
             Many(
                 Record(
                     *(MemberStatus, MEMBER, SPAN, Flag(), COUNTERS, Choice(*WIRES)),
-                    *(STAGE_TIMES, STAGE_TIMES, Choice("", "udp", "tcp")),
+                    *(STAGE_TIMES, STAGE_TIMES, Choice("", "udp", "tcp"), _U32),
                 ),
                 MEMBERS_MAX,
             ),

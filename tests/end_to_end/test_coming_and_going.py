@@ -151,3 +151,28 @@ def test_a_device_is_suspended_in_the_middle_of_an_answer_and_wakes(
     assert text.rstrip("\n") == expected(*long)["text"].rstrip("\n")
     mesh.wait_ready(guest, 3)
     assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]
+
+
+def test_a_device_that_comes_and_goes_gets_layers_when_it_has_stayed(
+    mesh: Mesh, model: Path, expected: Expected
+) -> None:
+    """It is lost twice; people see for how long it waits, and questions are answered meanwhile."""
+    mesh.join("--model", model, "--ram", "600M")
+    second, guest = mesh.join("--ram", "500M"), mesh.host()
+    for _ in range(2):
+        mesh.wait_ready(guest, 2)
+        second.kill()
+        mesh.wait_ready(guest, 1)
+        second.join(*mesh.at(second), "--ram", "500M")
+
+    def waits(status: dict[str, Any]) -> bool:
+        alive = [node for node in status["nodes"] if node["state"] == "alive"]
+        trials = [node["trial_s"] for node in alive if node["layers"] == [0, 0]]
+        return bool(status["ready"] and len(alive) == 2 and len(trials) == 1 and trials[0] > 0)
+
+    mesh.wait(guest, waits)
+    assert "on trial" in guest.run("status", *mesh.towards()).stdout
+    assert "takes layers when it has stayed a while" in second.said()
+    assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]
+    mesh.wait_ready(guest, 2)
+    assert mesh.ask(guest, PROMPT, "--json", *GREEDY).json["text"] == expected(*GREEDY)["text"]

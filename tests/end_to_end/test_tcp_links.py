@@ -145,3 +145,6 @@ def test_a_device_that_speaks_one_transport_alone(tmp_path: Path, model: Path) -
         mesh.wait_ready(laptop, 1)
         refused = laptop.run("status", *mesh.towards(), "--transport", "tcp")
         refused.refuses(3, "no device of a mesh answered")
+        measured = ("bench", "--mesh", "--tokens", 2, *mesh.towards(), "--transport")
+        laptop.run(*measured, "tcp").refuses(3, "no device of a mesh answered")
+        assert "tokens" in laptop.run(*measured, "udp").stdout

@@ -204,6 +204,14 @@ def test_status_shows_each_links_counters_and_members_without_layers() -> None:
     ]
 
 
+def test_status_shows_who_is_on_trial() -> None:
+    desk = Desk(record(B, ram_bytes=ram_bytes(6)))
+    assert [each.trial_s for each in desk.core.status().members] == [0, 0]
+    told = wire.Trials((wire.Trial(B, 12_001), wire.Trial(A, 400)))
+    assert desk.hear(B, told)  # this device is told as well, and says so
+    assert [each.trial_s for each in desk.core.status().members] == [1, 13]
+
+
 def test_a_mesh_whose_stage_has_left_is_not_ready() -> None:
     desk = Desk(record(B, ram_bytes=ram_bytes(6)))
     desk.settle()

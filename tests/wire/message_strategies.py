@@ -194,7 +194,7 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
             st.builds(
                 wire.MemberStatus,
                 *(members, spans, st.booleans(), counters, st.sampled_from(WIRES), times, times),
-                st.sampled_from(["", "udp", "tcp"]),
+                *(st.sampled_from(["", "udp", "tcp"]), u32),
             ),
             max_size=2,
         ).map(tuple),
