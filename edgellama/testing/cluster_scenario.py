@@ -5,7 +5,7 @@ whose asker is still there ends, the devices agree, no KV slot is held, and a ne
 
 Kinds: ``mesh`` has four devices that crash, go, are cut off and stall; ``rough`` has a worse
 network besides, sleep, jumping clocks and strangers; ``crowd`` has three to nine devices that also
-hand over before they go, or rest for a while, and that share the layers by memory or by speed.
+hand over before they go, rest or sleep for a while, and share the layers by memory or by speed.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ class _Scenario:
 
     def faults(self) -> list[Callable[[], None]]:
         faults = [self.crash, self.go, self.part, self.cut, self.guest_goes, self.stall]
-        return faults + [self.hand_over, self.hand_over, self.rest] * self.is_crowd
+        crowd = [self.hand_over, self.hand_over, self.rest, self.sleep]
+        return faults + crowd * self.is_crowd
 
     def victim(self) -> ClusterNode | None:
         """Return a device that others can do without for a while."""
@@ -245,13 +246,21 @@ class _Scenario:
         """Let a device compute nothing for a while, as a phone does that sleeps."""
         self.dice.choice(self.cluster.up()).stall(self.dice.uniform(0.5, 3.0))
 
+    def sleep(self) -> None:
+        """Suspend a device for a while."""
+        node = self.dice.choice(self.cluster.up())
+        self._sleeps(node, self.dice.uniform(0.0, SLEEP_MAX_S), self.dice)
+
+    def _sleeps(self, node: ClusterNode, seconds: float, dice: random.Random) -> None:
+        self._note(f"{node.name} sleeps for {seconds:.3f} s")
+        node.host.sleep(seconds, clock_stops=dice.random() < 0.5)
+
     def sleep_or_jump(self) -> None:
         """Suspend a device for a while, or let its clock jump as if it had been."""
         assert self.rough is not None
         node, seconds = self.rough.choice(self.cluster.up()), self.rough.uniform(0.0, SLEEP_MAX_S)
         if self.rough.random() < 0.5:
-            self._note(f"{node.name} sleeps for {seconds:.3f} s")
-            node.host.sleep(seconds, clock_stops=self.rough.random() < 0.5)
+            self._sleeps(node, seconds, self.rough)
         else:
             self._note(f"the clock of {node.name} jumps by {seconds:.3f} s")
             node.host.jump(seconds)
