@@ -68,7 +68,7 @@ class Membership:
         self._seeds: tuple[Address, ...] = ()
         self._seeds_at = 0.0
         self.steadiness = Steadiness()
-        self.changed_at = 0.0  # when the set of living members, or what they offer, last changed
+        self.changed_at = 0.0  # when the living, what they offer, or who is on trial last changed
 
     @property
     def me(self) -> MemberRecord:
@@ -290,7 +290,10 @@ class Membership:
         before = self.steadiness.on_trial
         known = [trial for trial in message.trials if trial.node in self._records]
         self.steadiness.told(known, now)
-        if self._me in self.steadiness.on_trial - before:
+        begun = self.steadiness.on_trial - before
+        if begun:
+            self.changed_at = now  # a plan may have been made already that gives them layers
+        if self._me in begun:
             self._tell_trial("this device")
 
     def _try_for_steadiness(
