@@ -51,6 +51,7 @@ SAMPLED = ("--temperature", 0.9, "--top-k", 40, "--seed", 7)
 WAYS = {"greedy": GREEDY, "sampled": SAMPLED}
 WARM, COLD = "warm", "cold"  # whoever takes layers over has had them before, or has not
 TOKENS = 200  # of an answer that is struck once
+LONG_TOKENS = 800  # of one in which a device hands over first
 STRUCK_AT = 25  # tokens
 AWAY_S = 6.0  # a device that is needed comes back after so long
 RANDOM_SHAPE = ("--shape", "smollm-135m", "--layers", "12", "--type", "Q8_0")
@@ -122,6 +123,8 @@ class Chaos:
         try:
             asking.wait_for(STRUCK_AT)
             strike(asking)
+            if asking.heard.reason:
+                problem = "the answer had ended before it happened"
             heard = asking.end()
             if heard.code != 0:
                 problem = heard.stderr.strip()
@@ -172,6 +175,7 @@ class Chaos:
         self.trial(
             *(devices, gateway, (case, role, way, weights)),
             lambda _: fault.strike(devices, host),
+            LONG_TOKENS if case == "leave" else TOKENS,
         )
         fault.undo(devices, host)
 
