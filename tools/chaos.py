@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ TOKENS = 200  # of an answer that is struck once
 LONG_TOKENS = 800  # of one in which a device hands over first
 STRUCK_AT = 25  # tokens
 AWAY_S = 6.0  # a device that is needed comes back after so long
+AWAY_MAX_S = 2.0  # in a storm
 RANDOM_SHAPE = ("--shape", "smollm-135m", "--layers", "12", "--type", "Q8_0")
 CASES = (*FAULTS, "two", "owner", "scarce", "storm")
 
@@ -96,11 +98,12 @@ class Chaos:
         return self._expected[asked]
 
     @contextmanager
-    def devices(self, *offers: object) -> Iterator[Devices]:
+    def devices(self, *offers: object, backend: str = "auto") -> Iterator[Devices]:
         """Run a mesh whose first device has the model's file, each with memory as it offers."""
+        pace = ("--threads", 1, "--backend", backend)
         self._meshes += 1
         with Mesh(Bridge(), self.folder / f"mesh-{self.name}-{self._meshes}") as mesh:
-            options: list[list[object]] = [["--ram", each, "--threads", 1] for each in offers]
+            options: list[list[object]] = [["--ram", each, *pace] for each in offers]
             options[0] += ["--model", self.model]
             yield Devices(mesh, options)
             for host in mesh.hosts:
@@ -231,25 +234,34 @@ class Chaos:
         devices.start(host)
 
     def storm(self) -> None:
-        """Kill devices by chance in one long answer; each comes back while the next one dies."""
+        """Kill devices by chance in one long answer; each comes back while the next ones die.
+
+        They compute slowly, or the answer would have ended before the last one dies.
+        """
         dice = random.Random(self.options.seed)
         tokens = self.options.kills * self.options.spacing + 2 * STRUCK_AT
-        with self.devices(*OFFERS) as devices:
+        with self.devices(*OFFERS, backend="numpy") as devices:
             ring = devices.ring(devices.ready(STAGES))
             told: list[str] = []
+            returns: list[threading.Timer] = []
 
             def strike(asking: Any) -> None:
                 for number in range(self.options.kills):
                     asking.wait_for(STRUCK_AT + number * self.options.spacing)
-                    running = [host for host in devices.members if host.joined]
+                    while len(running := [host for host in devices.members if host.joined]) < 3:
+                        time.sleep(0.05)
                     host = dice.choice(running)
                     host.kill()
                     told.append(devices.name(host))
-                    time.sleep(dice.uniform(0.0, 2.0))
-                    devices.start(host)
+                    returns.append(
+                        threading.Timer(dice.uniform(0.0, AWAY_MAX_S), devices.start, [host])
+                    )
+                    returns[-1].start()
 
             struck = f"{self.options.kills} of seed {self.options.seed}"
             self.trial(devices, ring[1], ("storm", struck, "sampled", "mixed"), strike, tokens)
+            for each in returns:
+                each.join()
             print(f"    killed: {' '.join(told)}")
 
 
