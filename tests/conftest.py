@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
-# Before numba is imported anywhere: a cached kernel from an older source must never be met.
+# Before numba is imported anywhere: a cached kernel from an older source must never be met. A whole
+# run compiles each kernel once: devices share the cache, as two programs on one device do.
 if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="edgellama-kernels-")
+    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 SHARED_MODELS = Path(__file__).resolve().parents[2] / "shared" / "models"
 

@@ -38,6 +38,9 @@ FETCH_WAIT_S: Final = 120.0
 FIRST_TOKENS: Final = 8  # of each answer: they follow the prompt
 POLL_S: Final = 0.02
 BLOCK_BYTES: Final = 512  # what st_blocks counts
+HEADLINE: Final = (
+    "| Mbit/s | fetched | in | alone p50, p99, longest | beside p50, p99, longest | ratios |"
+)
 
 
 def main() -> None:
@@ -54,12 +57,13 @@ def main() -> None:
     if arguments.asks:
         _print_gaps(arguments.tokens)
         return
-    # Devices share what is compiled: the third shall fetch layers, not compile beside the answer.
-    os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))
-    print("| Mbit/s | fetched | in | alone p50, p99, longest | beside p50, p99, longest | ratios |")
-    print("|---|---|---|---|---|---|")
-    for megabits in arguments.megabits.split(","):
-        print(_line(arguments, int(megabits)), flush=True)
+    with tempfile.TemporaryDirectory(prefix="edgellama-kernels-") as compiled:
+        # Devices share what is compiled: the third shall fetch layers, not compile meanwhile.
+        os.environ.setdefault("NUMBA_CACHE_DIR", compiled)
+        print(HEADLINE)
+        print("|---|---|---|---|---|---|")
+        for megabits in arguments.megabits.split(","):
+            print(_line(arguments, int(megabits)), flush=True)
 
 
 def _line(arguments: argparse.Namespace, megabits: int) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +21,6 @@ DEMO_FOLDER = HERE.parents[1] / "edgellama" / "demo"
 
 # A run that is asked to end ends its devices and removes its namespaces, as after Ctrl-C.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-# A whole run compiles each kernel once: hosts share the cache, as two programs on one device do.
-os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="edgellama-kernels-"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
