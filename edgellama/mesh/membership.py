@@ -313,8 +313,10 @@ class Membership:
                 self.tell_trials(node, now)
 
     def _tell_trial(self, name: str) -> None:
-        text = f"{name} was lost more than once of late: it takes layers when it has stayed a while"
-        self._outbox.put(Tell(f"{text}, or when the others cannot do without it"))
+        text = (
+            f"{name} was lost more than once of late: it gets no layers until it has stayed a while"
+        )
+        self._outbox.put(Tell(f"{text}, unless the others cannot do without it"))
 
     def _tell(self, record: MemberRecord, before: MemberRecord | None) -> None:
         was_there = before is not None and before.state == ALIVE
