@@ -313,10 +313,8 @@ class Membership:
                 self.tell_trials(node, now)
 
     def _tell_trial(self, name: str) -> None:
-        text = (
-            f"{name} was lost more than once of late: it gets no layers until it has stayed a while"
-        )
-        self._outbox.put(Tell(f"{text}, unless the others cannot do without it"))
+        text = "gets no layers until it has stayed a while, unless the others cannot do without it"
+        self._outbox.put(Tell(f"{name} was lost more than once of late: it {text}"))
 
     def _tell(self, record: MemberRecord, before: MemberRecord | None) -> None:
         was_there = before is not None and before.state == ALIVE
