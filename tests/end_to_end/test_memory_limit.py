@@ -80,6 +80,7 @@ def test_three_devices_answer(
             sys.stdout.write(f"\nlayers {node['layers']}: {sizes}")
         overheads.append(memory["VmRSS"] - share)
     assert max(overheads) < OVERHEAD_BYTES
+    assert [host.kills_for_memory() for host in members] == [0] * 3
     one = alone.run("ask", "--model", large_model, *OPTIONS, PROMPT).json
     assert answer["tokens"] == one["tokens"]
     for host in members:
@@ -96,7 +97,7 @@ def test_a_change_of_plans_in_the_middle_of_an_answer_takes_no_more_than_was_off
     ]
     guest = limited.host()
     four = members_nodes(members, limited.wait_ready(guest, 4))
-    asked = ("-n", 150, "--temperature", 0, "--ignore-eos")
+    asked = ("-n", 220, "--temperature", 0, "--ignore-eos")
     asking = TimedAsking(guest, *limited.of(members[0]), *asked, PROMPT)
     try:
         asking.wait_for(10)
