@@ -39,17 +39,21 @@ def cut_off(cluster: SimulatedCluster, name: str) -> None:
     cluster.heal()
 
 
+def plans_told(node: ClusterNode) -> int:
+    return sum(line.startswith("plan ") for line in node.told)
+
+
 def plans_while_it_comes_and_goes(cluster: SimulatedCluster, name: str, how: str) -> int:
     """Let a device come and go; return how many plans a steady one has followed meanwhile."""
     steady = cluster.nodes["c"]
-    before = len([line for line in steady.told if line.startswith("plan ")])
+    before = plans_told(steady)
     answer = cluster.ask(steady, cluster.new_ask("once upon a time", 300, ignore_end=True))
     for _ in range(TIMES):
         {"crash": crash, "cut off": cut_off}[how](cluster, name)
         cluster.run(12.0)  # a dead one is dialled every ten seconds
     cluster.until_answered(answer)
     assert answer.finished, answer.failure
-    return len([line for line in steady.told if line.startswith("plan ")]) - before
+    return plans_told(steady) - before
 
 
 @pytest.mark.parametrize("how", ["crash", "cut off"])
@@ -80,3 +84,29 @@ def test_a_device_that_the_others_cannot_do_without_is_always_taken_in() -> None
         cluster.run(1.0)
         cluster.start("b", 7)
         cluster.until_ready(2)
+
+
+@pytest.mark.parametrize("offers", [(13, 6), (6, 13)])
+def test_of_two_that_lose_each_other_the_one_that_can_holds_all_layers_alone(
+    offers: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither can say whose link it is, and both are on trial for the other."""
+
+    def plans_of_the_holder() -> int:
+        cluster = SimulatedCluster(3)
+        for name, layers in zip("ab", offers, strict=True):
+            cluster.start(name, layers, model=cluster.model, node=IDS[name])
+        cluster.until_ready(2)
+        holder = cluster.nodes["a" if offers[0] > offers[1] else "b"]
+        before = plans_told(holder)
+        for _ in range(TIMES):
+            cut_off(cluster, "a")
+            cluster.run(12.0)
+        last = cluster.ask(cluster.nodes["b"])
+        cluster.until_answered(last)
+        assert last.finished, last.failure
+        return plans_told(holder) - before
+
+    plans = plans_of_the_holder()
+    monkeypatch.setattr(Steadiness, "returned", lambda *_, **__: False)
+    assert (plans, plans_of_the_holder()) == (3, 2 * TIMES)
