@@ -391,15 +391,16 @@ class StageRole:
         counters = LinkCounters()
         if self._plan is not None and message.epoch == self._plan.epoch:
             counters = self.end(message.session, now, keep=message.keep)
-        self._closed[message.epoch, message.session] = None
-        while len(self._closed) > CLOSED_KEPT:
-            self._closed.popitem(last=False)
+        self._shut(message.epoch, message.session)
         self._outbox.send(node, SessionClosed(message.epoch, message.session, counters))
 
     def end(self, session_id: int, now: float, *, keep: bool) -> LinkCounters:
         """Free a session, or keep what it holds; return what links carried while it lived."""
         session = self._sessions.pop(session_id, None)
-        if session is None or self._plan is None:
+        if self._plan is None:
+            return LinkCounters()
+        self._shut(self._plan.epoch, session_id)
+        if session is None:
             return LinkCounters()
         if keep:
             self._abandon(session.key, now, REMEMBERED_S)
@@ -407,6 +408,12 @@ class StageRole:
             self._kept.forget(session.key)
         self._outbox.put(Run(CloseJob(self._plan.epoch, session_id, keep)))
         return self._counters() - session.counters_at_start
+
+    def _shut(self, epoch: int, session_id: int) -> None:
+        """Let nothing that comes late open a session again, at home as well."""
+        self._closed[epoch, session_id] = None
+        while len(self._closed) > CLOSED_KEPT:
+            self._closed.popitem(last=False)
 
     def _session(self, session_id: int) -> StageSession | None:
         session = self._sessions.get(session_id)

@@ -218,6 +218,15 @@ def test_home_has_its_rows_from_its_tokens() -> None:
     assert (given.position, given.count, given.stage) == (4, 26, 1)
 
 
+def test_at_home_as_well_nothing_opens_an_ended_session_again() -> None:
+    """The next stage asked for rows; the answer ended before that came (rough, seed 302)."""
+    home = Stage(A)
+    home.role.open_home(OpenSession(5, 1, KEY, 3), (7, 8, 9))
+    home.role.end(1, 0.0, keep=True)
+    home.role.receive(B, StepNeeded(5, 1, 0, 3))
+    assert home.role.sessions_open == 0
+
+
 def test_home_without_layers_gives_embedded_tokens() -> None:
     spans = (StagePlacement(A, Span(0, 0)), StagePlacement(B, Span(0, 6)))
     home = Stage(A, replace(PLAN, stages=spans))
