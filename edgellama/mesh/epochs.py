@@ -27,9 +27,17 @@ def epoch_after(seen: int, leader: MemberRecord) -> int:
 
     Steps are told apart by their epoch alone, so two plans must never share one.
     """
+    return (plan_number(seen) + 1) << LEADER_BITS | _tag(leader)
+
+
+def is_epoch_of(epoch: int, leader: MemberRecord) -> bool:
+    """Return whether a plan's epoch was taken by this leader, in this life of it."""
+    return epoch & ((1 << LEADER_BITS) - 1) == _tag(leader)
+
+
+def _tag(leader: MemberRecord) -> int:
     life = f"{leader.node} {leader.incarnation}".encode()
-    tag = int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
-    return (plan_number(seen) + 1) << LEADER_BITS | tag
+    return int.from_bytes(hashlib.blake2b(life, digest_size=LEADER_BITS // 8).digest(), "big")
 
 
 def plan_text(plan: Plan, name: Callable[[NodeId], str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgellama.mesh.conflicts import other_kernels, other_model
 from edgellama.mesh.effects import DropEpochsBefore, GiveUp, LoadPlan, Outbox, Tell
-from edgellama.mesh.epochs import epoch_after, plan_number, plan_text
+from edgellama.mesh.epochs import epoch_after, is_epoch_of, plan_number, plan_text
 from edgellama.mesh.wishes import seniority, wanted_kv_kind, wanted_room, wanted_split
 from edgellama.plan.choice import Choice, choose
 from edgellama.plan.ram import Requirements, Unplaceable, stage_bytes
@@ -415,8 +415,8 @@ class Planning:
         greatest = self._greatest
         if greatest is None or self._has_failed or not self._is_whole(greatest, self._lives):
             return False
-        if not self._announced_active and greatest.leader != self._me:
-            return False  # its leader is gone: nobody would call it active
+        if not self._announced_active and not is_epoch_of(greatest.epoch, self._membership.me):
+            return False  # its leader, or that life of it, is gone: nobody would call it active
         return (greatest.stages, greatest.context, greatest.model_root, greatest.wires) == (
             *(plan.stages, plan.context, plan.model_root, plan.wires),
         )

@@ -91,6 +91,20 @@ def test_who_follows_an_earlier_plan_is_told_of_the_one_in_force() -> None:
     assert desk.announcements() == []
 
 
+def test_a_leader_in_another_life_does_not_wait_for_what_the_earlier_one_proposed() -> None:
+    """All have told the life that is gone that they are ready (crowd, seed 1316)."""
+    me, other = offering(A, ram_bytes=0), record(B, ram_bytes=ram_bytes(12))
+    earlier = Desk(me, other).proposal()
+    assert [stage.node for stage in earlier.plan.stages] == [B]
+    desk = Desk(me._replace(incarnation=9), other, settle=False)
+    desk.announced(earlier, by=B)
+    desk.settle()
+    later = desk.proposal()
+    assert later.plan.epoch > earlier.plan.epoch
+    assert desk.load(B)
+    assert desk.planning.active == later.plan
+
+
 @pytest.mark.parametrize("loaded_first", [True, False])
 def test_a_stage_follows_when_it_has_loaded_and_the_leader_says_so(loaded_first: bool) -> None:
     announcement = leader().proposal()
