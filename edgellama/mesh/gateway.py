@@ -52,8 +52,13 @@ class _Request:
 
     @property
     def wait_s(self) -> float:
-        """How long it may wait for devices; what home has taken has begun."""
-        return max(self.ask.wait_s, DEVICES_WAIT_S if self.home or self.ask.tokens else 0.0)
+        """How long it may wait for devices; what home, or a gateway before, has taken has begun.
+
+        A device that has just started knows nobody yet: it may be asked at once by one whose
+        gateway was lost.
+        """
+        has_begun = bool(self.home or self.ask.tokens or self.ask.attempt)
+        return max(self.ask.wait_s, DEVICES_WAIT_S if has_begun else 0.0)
 
 
 class Gateway:

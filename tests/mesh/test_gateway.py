@@ -92,7 +92,9 @@ def waiting(text: str, seconds: float) -> Notice:
     return Notice(7, f"{text}; waiting up to {seconds:.0f} s for devices to come back")
 
 
-@pytest.mark.parametrize("how", ["home has it", "tokens are known", "the asker waits"])
+@pytest.mark.parametrize(
+    "how", ["home has it", "tokens are known", "another gateway had it", "the asker waits"]
+)
 def test_what_may_wait_for_devices_waits_so_long_and_no_longer(how: str) -> None:
     wait_s = DEVICES_WAIT_S
     desk = desk_with_plan() if how == "home has it" else Desk()
@@ -101,7 +103,8 @@ def test_what_may_wait_for_devices_waits_so_long_and_no_longer(how: str) -> None
         desk.gateway.ask(ASKER, ask_of(wait_s=30), "12 bytes are missing", NOW)
     else:
         tokens = (99,) if how == "tokens are known" else ()
-        desk.gateway.ask(ASKER, ask_of(tokens=tokens), "", NOW)
+        attempt = int(how == "another gateway had it")
+        desk.gateway.ask(ASKER, ask_of(tokens=tokens, attempt=attempt), "", NOW)
         desk.said()
         desk.gateway.set_trouble("12 bytes are missing", NOW)
     assert desk.said() == [(ASKER, waiting("12 bytes are missing", wait_s))]
