@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from edgellama.values import NODE_ID_DIGITS, NodeId
+from edgellama.wire.membership_messages import MEMBERS_MAX
 from edgellama.wire.schema import Hexadecimal, Kind, Many, Record, Unsigned
 
 
@@ -56,7 +57,6 @@ class Trials:
 
 ReachingMessage = Doubt | Heard | Relayed | NotRelayed | Trials
 
-TRIALS_MAX: Final = 1024  # as many as there may be members
 _NODE: Final = Hexadecimal(NODE_ID_DIGITS)
 
 # By the numbers that are written on the wire; see ``messages``.
@@ -65,5 +65,5 @@ REACHING_MESSAGES: Final[dict[int, Kind]] = {
     27: Kind(Heard, (_NODE, Unsigned(32))),
     28: Kind(Relayed, (_NODE, _NODE), "message"),
     29: Kind(NotRelayed, (_NODE,)),
-    30: Kind(Trials, (Many(Record(Trial, _NODE, Unsigned(32)), TRIALS_MAX),)),
+    30: Kind(Trials, (Many(Record(Trial, _NODE, Unsigned(32)), MEMBERS_MAX),)),
 }
